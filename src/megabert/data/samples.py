@@ -6,6 +6,7 @@ listed in docs/architecture.md. Which sentences belong together is decided in `p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,6 +127,7 @@ class SampleSet:
         if options.seq_length < 8:
             raise ValueError(f"--seq-length: {options.seq_length} is below 8, the least allowed")
         most = options.max_preds_per_seq or masking.most_predictions(options.seq_length, options.mask_prob)
+        self.most_predictions = most
         self.shape = RowShape(options.seq_length, most, 1)
         self.document_range = documents or (0, data.num_documents)
         self._check_documents()
@@ -172,6 +174,12 @@ class SampleSet:
             )
         self._ids_known = largest is not None
 
+    def reshaped(self, shape: RowShape) -> SampleSet:
+        """The same rows in arrays of another, larger shape."""
+        other = copy.copy(self)
+        other.shape = shape
+        return other
+
     def __len__(self) -> int:
         """Samples of the map."""
         return len(self.map)
@@ -215,7 +223,7 @@ class SampleSet:
                 f"{self.data.prefix}: holds the id {ids.max()} in the sentences {first} to {last - 1}, but the vocabulary has "
                 f"{vocabulary.size} entries: it was tokenized with another vocabulary"
             )
-        count = masking.quota(length, target, self.options.mask_prob, self.shape.predictions)
+        count = masking.quota(length, target, self.options.mask_prob, self.most_predictions)
         masked, places, labels = masking.mask(
             ids, maskable, vocabulary.continuation, count, generator,
             method=self.options.masking, mask_id=vocabulary.mask_id, vocabulary_size=vocabulary.size,
