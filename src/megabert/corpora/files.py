@@ -1,0 +1,142 @@
+"""What a corpus file is, found from its content: compression, and loose JSON, tight JSON or plain text.
+
+Opening and recognising live here; cutting a file into chunks and reading documents from them lives in `chunks`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Literal
+
+from megabert.corpora import chunks
+from megabert.corpora.document import BadLine, Document
+
+_SNIFFED_BYTES = 1 << 20
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_REFUSED = {
+    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
+    b"%PDF": "a PDF", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x80": "a pickle",
+}  # fmt: skip
+_TIGHT_START = re.compile(rb"\[\s*[{\]]")
+# An article a line is far longer than a line of wrapped or sentence-a-line text.
+_ARTICLE_CHARACTERS = 250
+
+TextLayout = Literal["auto", "blank-lines", "lines"]
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked if its content is gzip, bzip2 or xz.
+
+    Raises:
+        ValueError: there is no such file, it is a folder, or its content is of a kind that is not read here.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; name the files in it ({path}/*)") from None
+    for magic, opener in _OPENERS.items():
+        if head.startswith(magic):
+            return opener(path, "rb")  # type: ignore[return-value]
+    for magic, what in _REFUSED.items():
+        if head.startswith(magic):
+            raise ValueError(
+                f"{path} is {what}; loose JSON, tight JSON or plain UTF-8 text is needed, plain or packed by gzip, "
+                "bzip2 or xz"
+            )
+    return path.open("rb")
+
+
+def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout = "auto") -> chunks.Kind:
+    """What lies in a file: `loose` JSON, `tight` JSON, or text whose documents are `paragraphs` or `lines`.
+
+    The content decides: `[` and then `{` is a tight array, `{` is loose JSON, anything else is text. A name that
+    ends in `.jsonl` (before `.gz` and the like) is JSON although its first line may be damaged. Text is what BERT's
+    own tools expect: a blank line ends a document. Where the first MiB has no blank line, every line is a document
+    if lines are long (250 bytes on average, an article a line), and the whole file is one document otherwise
+    (a sentence a line).
+
+    Args:
+        loose_json: True or False when the user says that the file is loose or tight JSON.
+        text_layout: for plain text, what separates documents; `auto` as above.
+
+    Raises:
+        ValueError: as `open_bytes`; the content is binary or damaged.
+    """
+    if loose_json is not None:
+        open_bytes(path).close()
+        return "loose" if loose_json else "tight"
+    try:
+        with open_bytes(path) as file:
+            head = file.read(_SNIFFED_BYTES)
+    except (EOFError, lzma.LZMAError, OSError) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}") from None
+    if b"\0" in head[:4096]:
+        raise ValueError(f"{path} is a binary file; loose JSON, tight JSON or plain UTF-8 text is needed")
+    start = head.removeprefix(chunks.BYTE_ORDER_MARK).lstrip()
+    if _TIGHT_START.match(start):
+        return "tight"
+    if start.startswith(b"{") or any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes[-2:]):
+        return "loose"
+    if text_layout != "auto":
+        return "lines" if text_layout == "lines" else "paragraphs"
+    body = start.rstrip()
+    if chunks.BLANK_LINE.search(body) or len(body) < _ARTICLE_CHARACTERS * (body.count(b"\n") + 1):
+        return "paragraphs"
+    return "lines"
+
+
+def raw_chunks(
+    path: Path,
+    chunk_bytes: int = 1 << 20,
+    start_offset: int = 0,
+    *,
+    loose_json: bool | None = None,
+    text_layout: TextLayout = "auto",
+) -> Iterator[chunks.Chunk]:
+    """Cut a file into chunks of whole documents, so that a pool can parse them (`parse_chunk`).
+
+    Memory stays near `chunk_bytes` however large the file is, unless one document is larger.
+
+    Args:
+        chunk_bytes: a chunk is at least this long, but the last.
+        start_offset: `end_offset` of the last chunk that was finished earlier: reading goes on behind it. Counted in
+            unpacked bytes; what lies before is read again, quickly, to count its lines.
+
+    Raises:
+        ValueError: as `detect`; a packed file that is damaged or cut short.
+    """
+    kind = detect(path, loose_json, text_layout)
+    try:
+        with open_bytes(path) as file:
+            yield from chunks.cut(file, path, kind, chunk_bytes, start_offset)
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from None
+
+
+def read_documents(
+    path: Path,
+    *,
+    text_key: str = "text",
+    loose_json: bool | None = None,
+    text_layout: TextLayout = "auto",
+) -> Iterator[Document | BadLine]:
+    """The documents of a file in order, and a `BadLine` for each line that holds none though it should.
+
+    Args:
+        path: loose JSON (one object a line), tight JSON (one array of objects) or plain text, packed or not.
+        text_key: the key of an object that holds the text; `title` is read as well, other keys are left alone.
+        loose_json, text_layout: see `detect`.
+
+    Raises:
+        ValueError: as `raw_chunks`.
+    """
+    for chunk in raw_chunks(path, loose_json=loose_json, text_layout=text_layout):
+        yield from chunks.parse_chunk(chunk, text_key=text_key)

@@ -1,0 +1,121 @@
+"""From what the user named to a tokenizer: a path, a name in a cache folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from megabert.tokenization import word_piece
+from megabert.tokenization.options import TokenizerOptions
+from megabert.tokenization.word_piece import WordPiece
+
+# The vocabulary of each casing is one file, byte for byte, for every size of BERT and for Megatron's BERT.
+_UNCASED = (
+    "bert-large-uncased", "bert-base-uncased", "megatron-bert-uncased", "megatron-bert-345m-uncased",
+    "megatron-bert-uncased-345m", "biomegatron-bert-345m-uncased",
+)  # fmt: skip
+_CASED = (
+    "bert-large-cased", "bert-base-cased", "megatron-bert-cased", "megatron-bert-345m-cased",
+    "megatron-bert-cased-345m", "biomegatron-bert-345m-cased",
+)  # fmt: skip
+_HUB = {name: f"google-bert/{names[0]}" for names in (_UNCASED, _CASED) for name in names}
+_HUB_FILES = ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+
+
+def open_tokenizer(options: TokenizerOptions) -> WordPiece | None:
+    """The tokenizer that the options name, or None when they name none and one shall be trained.
+
+    Raises:
+        ValueError: options that contradict each other; a tokenizer that is not found, or not good.
+    """
+    given = {
+        "--tokenizer": options.tokenizer,
+        "--vocab-file": options.vocab_file,
+        "--tokenizer-model-type": options.tokenizer_model_type,
+    }
+    given = {flag: value for flag, value in given.items() if value is not None}
+    if "--tokenizer-model-type" in given and len(given) > 1:
+        del given["--tokenizer-model-type"]  # 2019's command lines name a type beside the file
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} name two tokenizers; keep one of them")
+    lower_case = wanted_lower_case(options)
+    if not given:
+        return None
+    ((flag, value),) = given.items()
+    if isinstance(value, Path):
+        if not value.is_file():
+            raise ValueError(f"{flag}: there is no file {value}")
+        return word_piece.load(value, lower_case)
+    try:
+        path = find(str(value), options.cache_dir)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+    return word_piece.load(path, lower_case)
+
+
+def wanted_lower_case(options: TokenizerOptions) -> bool | None:
+    """Whether the options ask for lower case; None when they leave it open.
+
+    Raises:
+        ValueError: `--cased` contradicts `--tokenizer-type`.
+    """
+    by_type = {"BertWordPieceLowerCase": True, "BertWordPieceCase": False}.get(options.tokenizer_type)
+    if options.cased is None:
+        return by_type
+    if by_type is not None and by_type == options.cased:
+        flag = "--cased" if options.cased else "--no-cased"
+        raise ValueError(f"{flag} contradicts --tokenizer-type {options.tokenizer_type}")
+    return not options.cased
+
+
+def find(name: str, cache_dir: Path | None = None) -> Path:
+    """The file or folder of a tokenizer.
+
+    Looked for in this order: `name` as a path; `NAME-vocab.txt`, `NAME.txt`, or a folder NAME with a tokenizer in
+    `cache_dir` and in the folder that the environment variable MEGABERT_CACHE names; the Hugging Face hub (not when
+    HF_HUB_OFFLINE is set), whose download is kept in `cache_dir`.
+
+    Raises:
+        ValueError: it is nowhere; says where the file can be put.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if path.is_absolute() or path.suffix in (".txt", ".json") or name.count("/") > 1 or name.startswith((".", "~")):
+        raise ValueError(f"there is no tokenizer at {name}: no such file or folder")
+    folders = [Path(folder) for folder in (cache_dir, os.environ.get("MEGABERT_CACHE")) if folder]
+    for folder in folders:
+        for candidate in _candidates(name, folder):
+            if candidate.is_file() or any((candidate / file).is_file() for file in _HUB_FILES[:2]):
+                return candidate
+    try:
+        return _download(name, cache_dir)
+    except ValueError as error:
+        place = folders[0] if folders else Path("FOLDER")
+        known = "" if name in _HUB else f" (known names: {', '.join((*_UNCASED[:3], *_CASED[:3]))})"
+        raise ValueError(
+            f"no tokenizer {name!r} was found as a path, in a cache folder or on the Hugging Face hub ({error}); give "
+            f"a path instead, or put its vocabulary at {place / (name.replace('/', '--') + '-vocab.txt')} and name "
+            f"that folder with --cache-dir{known}"
+        ) from None
+
+
+def _candidates(name: str, folder: Path) -> Iterator[Path]:
+    same = next((names for names in (_UNCASED, _CASED) if name in names), ())
+    for alias in (name, *same):
+        alias = alias.replace("/", "--")
+        yield from (folder / f"{alias}-vocab.txt", folder / f"{alias}.txt", folder / alias)
+
+
+def _download(name: str, cache_dir: Path | None) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                _HUB.get(name, name), allow_patterns=_HUB_FILES, cache_dir=cache_dir, etag_timeout=10
+            )
+        )
+    except Exception as error:  # the hub's client raises its own, HTTP's and the operating system's
+        raise ValueError(" ".join(str(error).split())[:120] or type(error).__name__) from None

@@ -1,0 +1,188 @@
+import bz2
+import gzip
+import json
+import lzma
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megabert.corpora import chunks, files
+from megabert.corpora.document import BadLine, Document, good_documents
+
+TEXTS = ["First one. With two sentences.", 'Größe {["quoted\\ \\" \n line two', "力加勝北区\u2028not a line end"]
+
+
+def write_loose(path, texts, **more):
+    path.write_text("".join(json.dumps({"text": text, **more}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_tight_json(tmp_path, indent, ascii_only):
+    path = tmp_path / "corpus"
+    objects = [{"text": text, "title": "t", "nested": {"a": [1, {"b": "]"}]}} for text in TEXTS]
+    path.write_text(json.dumps(objects, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
+    assert list(files.read_documents(path)) == [Document(text, "t") for text in TEXTS]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_loose_json_packed(tmp_path, pack):
+    path = write_loose(tmp_path / "corpus.any", TEXTS)
+    path.write_bytes(pack(b"\xef\xbb\xbf" + path.read_bytes()))
+    assert list(files.read_documents(path)) == [Document(text) for text in TEXTS]
+
+
+def test_bad_lines_are_named_and_do_not_stop(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    lines = [
+        b"not json", b'{"text": "good"}', b'{"body": "x", "id": 3}', b'{"text": "\xff"}', b'{"text": " "}',
+        b'{"text": 5}', b'["text"]', b'{"text": "\\ud800"}', b"[" * 100_000, b"", b'{"text": "last"}',
+    ]  # fmt: skip
+    path.write_bytes(b"\n".join(lines))
+    items = list(files.read_documents(path))
+    assert [item for item in items if isinstance(item, Document)] == [Document("good"), Document("last")]
+    bad = {item.line: item.reason for item in items if isinstance(item, BadLine)}
+    assert sorted(bad) == [1, 3, 4, 5, 6, 7, 8, 9]
+    assert "not JSON" in bad[1]
+    assert "'text'" in bad[3] and "'body', 'id'" in bad[3]
+    assert "not UTF-8" in bad[4]
+    assert "empty" in bad[5]
+    assert "int" in bad[6]
+    assert "not an object" in bad[7]
+    assert "not valid Unicode" in bad[8]
+
+
+def test_damaged_element_of_tight_json_is_named_and_the_rest_read(tmp_path):
+    path = tmp_path / "corpus.json"
+    path.write_text('[\n{"text": "a"},\n{"text": bad},\n{"text": "b"}, "c", {"text": "d"}\n]\n')
+    items = list(files.read_documents(path))
+    assert [item.text for item in items if isinstance(item, Document)] == ["a", "b", "d"]
+    assert [item.line for item in items if isinstance(item, BadLine)] == [3, 4]
+
+
+def test_tight_json_cut_short_is_told(tmp_path):
+    path = tmp_path / "corpus.json"
+    path.write_text('[{"text": "a"},\n{"text": "b')
+    first, second = files.read_documents(path)
+    assert first == Document("a")
+    assert isinstance(second, BadLine) and second.line == 2
+
+
+def test_plain_text_documents_end_at_blank_lines(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"\n\nOne.\r\nTwo. \n \t\nThree.\n\n\n\nFour.")
+    assert [item.text for item in files.read_documents(path)] == ["One.\nTwo.", "Three.", "Four."]
+
+
+def test_plain_text_without_blank_lines(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("A sentence.\nAnother.\n")
+    assert [item.text for item in files.read_documents(path)] == ["A sentence.\nAnother."]
+    assert [item.text for item in files.read_documents(path, text_layout="lines")] == ["A sentence.", "Another."]
+    path.write_text("An article. " * 40 + "\n" + "Another one. " * 40)
+    assert len(list(files.read_documents(path))) == 2
+    assert len(list(files.read_documents(path, text_layout="blank-lines"))) == 1
+
+
+def test_bad_line_of_plain_text_has_its_number(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"One.\n\n\nTwo.\n\nbad \xff\n\nFour.")
+    items = list(files.read_documents(path))
+    assert items[2] == BadLine(path, 6, "is not UTF-8 (byte 0xff)")
+    assert items[3] == Document("Four.")
+
+
+@pytest.mark.parametrize("content", [b"One two.\n" * 400_000, b"P.\n\n" + b"One two three.\n" * 300_000 + b"\n\nEnd."])
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 20, 8 << 20])
+def test_endless_plain_text_is_cut_the_same_whatever_the_chunks(tmp_path, content, chunk_bytes):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(content)
+    texts = [
+        item.text for chunk in files.raw_chunks(path, chunk_bytes, text_layout="blank-lines")
+        for item in chunks.parse_chunk(chunk)
+    ]  # fmt: skip
+    assert "\n".join(texts) == "\n".join(content.decode().split("\n")).replace("\n\n\n", "\n").replace(
+        "\n\n", "\n"
+    ).strip("\n")
+    assert max(map(len, texts)) <= (1 << 20) + 20
+    assert len(texts) == {3_600_000: 4, 4_500_000 + 10: 7}.get(len(content), 7)
+
+
+def test_line_too_long_for_memory_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, "_MAXIMUM_RECORD_BYTES", 2 << 20)
+    path = write_loose(tmp_path / "corpus", ["a", "x" * (5 << 20), "b"])
+    items = list(files.read_documents(path))
+    assert [item if isinstance(item, Document) else item.line for item in items] == [Document("a"), 2, Document("b")]
+
+
+objects = st.lists(st.text(alphabet='ab"\\{}[], \n\u00e9', min_size=1).filter(str.strip), min_size=1, max_size=8)
+
+
+@given(
+    texts=objects, kind=st.sampled_from(["loose", "tight", "tight-indented", "text"]), chunk_bytes=st.integers(1, 60)
+)
+def test_chunks_may_be_resumed_anywhere(tmp_path_factory, texts, kind, chunk_bytes):
+    path = tmp_path_factory.mktemp("corpus") / "corpus"
+    if kind == "text":
+        path.write_bytes("\n\n".join("x" + text.replace("\n", "") for text in texts).encode())
+    elif kind == "loose":
+        write_loose(path, texts)
+    else:
+        path.write_text(json.dumps([{"text": text} for text in texts], indent=2 if kind == "tight-indented" else None))
+    options = {"text_layout": "blank-lines", "loose_json": {"text": None, "loose": True}.get(kind, False)}
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(chunks, "_READ_BYTES", 7)  # boundaries fall everywhere
+    with monkey.context():
+        cuts = list(files.raw_chunks(path, chunk_bytes, **options))
+        read = [item for chunk in cuts for item in chunks.parse_chunk(chunk)]
+        assert len(read) == len(texts) and all(isinstance(item, Document) for item in read)
+        for index, chunk in enumerate(cuts):
+            later = list(files.raw_chunks(path, chunk_bytes, chunk.end_offset, **options))
+            documents = [item for part in later for item in chunks.parse_chunk(part)]
+            assert documents == [item for part in cuts[index + 1 :] for item in chunks.parse_chunk(part)]
+            assert [part.first_line for part in later[:1]] == [part.first_line for part in cuts[index + 1 :][:1]]
+    monkey.undo()
+    if kind != "text":
+        assert [item.text for item in read] == [text.strip() for text in texts]
+    assert pickle.loads(pickle.dumps(cuts)) == cuts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"), (b"PK\x03\x04zip", "zip archive"), (b"\x28\xb5\x2f\xfd...", "zstd"),
+        (b"ab\0cd", "binary"), (gzip.compress(b"text" * 1000)[:-20], "cut short|unpacked"), (b"\xff\xfea\0", "UTF-16"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_corpus(tmp_path, content, message):
+    path = tmp_path / "corpus"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as failure:
+        list(files.read_documents(path))
+    assert str(path) in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        list(files.read_documents(tmp_path))
+
+
+def test_corpus_without_documents_says_why(tmp_path):
+    path = write_loose(tmp_path / "corpus", TEXTS)
+    with pytest.raises(ValueError, match=r"line 1: has no key 'body'; its keys are 'text'"):
+        list(good_documents(files.read_documents(path, text_key="body")))
+    path.write_text("")
+    with pytest.raises(ValueError, match="empty"):
+        list(good_documents(files.read_documents(path)))
+
+
+def test_good_documents_hands_bad_lines_over(tmp_path):
+    path = write_loose(tmp_path / "corpus", TEXTS)
+    path.write_text(path.read_text() + "oops\n")
+    bad = []
+    assert len(list(good_documents(files.read_documents(path), bad.append))) == 3
+    assert [item.line for item in bad] == [4]

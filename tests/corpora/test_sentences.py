@@ -1,0 +1,22 @@
+from megabert.corpora import sentences
+
+
+def test_abbreviations_do_not_end_a_sentence():
+    assert sentences.split("Dr. Smith went home. He slept, e.g. at 3 p.m. yesterday!  Why?") == [
+        "Dr. Smith went home.", "He slept, e.g. at 3 p.m. yesterday!", "Why?",
+    ]  # fmt: skip
+
+
+def test_lines_always_end_a_sentence():
+    assert sentences.split("A heading\n\n  The text goes\non. And on.\n") == [
+        "A heading", "The text goes", "on.", "And on.",
+    ]  # fmt: skip
+
+
+def test_presplit_lines_are_kept_whole():
+    assert sentences.split("One. Two.\n\nThree.", presplit=True) == ["One. Two.", "Three."]
+
+
+def test_other_languages_and_nothing():
+    assert sentences.split("今日は。明日も。", language="ja") == ["今日は。", "明日も。"]
+    assert sentences.split(" \n ") == []
