@@ -136,7 +136,9 @@ def test_lengths_are_those_of_the_rows(data, vocabulary):
 
 def test_max_preds_per_seq(data, vocabulary):
     samples = SampleSet(data, vocabulary, options(max_preds_per_seq=4), seed=1)
-    assert all((row["masked_labels"] != -100).sum() <= 4 for row in samples) and samples[0]["masked_labels"].shape == (4,)
+    assert all((row["masked_labels"] != -100).sum() <= 4 for row in samples) and samples[0]["masked_labels"].shape == (
+        4,
+    )
 
 
 def test_what_cannot_be_trained_on_is_said(make_data, vocabulary):

@@ -27,7 +27,7 @@ def collate_trimmed(rows: Sequence[Row], multiple: int = 8) -> dict[str, torch.T
     used = max(int(np.count_nonzero(row["sample_ids"])) for row in rows)
     positions = min(-(-used // multiple) * multiple, whole)
     predicted = max(int(np.count_nonzero(row["masked_labels"] != NO_LABEL)) for row in rows)
-    widths = dict.fromkeys(_OF_POSITIONS, positions) | dict.fromkeys(("masked_positions", "masked_labels"), max(predicted, 1))
-    return {
-        key: torch.from_numpy(np.stack([row[key][: widths.get(key)] for row in rows])) for key in rows[0]
-    }
+    widths = dict.fromkeys(_OF_POSITIONS, positions) | dict.fromkeys(
+        ("masked_positions", "masked_labels"), max(predicted, 1)
+    )
+    return {key: torch.from_numpy(np.stack([row[key][: widths.get(key)] for row in rows])) for key in rows[0]}

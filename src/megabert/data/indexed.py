@@ -75,7 +75,9 @@ def read_header(path: Path) -> Header:
         start = file.read(HEADER.size)
     length = path.stat().st_size
     if start[:8] == b"TNTIDX\x00\x00":
-        raise ValueError(f"{path}: this is the older 'cached' or 'lazy' index; tokenize the text again (megabert tokenize)")
+        raise ValueError(
+            f"{path}: this is the older 'cached' or 'lazy' index; tokenize the text again (megabert tokenize)"
+        )
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
         raise ValueError(f"{path}: not an index of tokens: it begins with {start[:9]!r}, where {MAGIC!r} is needed")
     if length < HEADER.size:
@@ -147,17 +149,23 @@ class IndexedData:
     def _check_structure(self, index_path: Path) -> None:
         documents, sizes, itemsize = self.documents, self.sizes, self.dtype.itemsize
         if len(documents) == 0 or documents[0] != 0 or documents[-1] != len(sizes) or np.any(np.diff(documents) < 0):
-            raise ValueError(f"{index_path}: damaged: the document boundaries do not rise from 0 to {len(sizes)} sentences")
+            raise ValueError(
+                f"{index_path}: damaged: the document boundaries do not rise from 0 to {len(sizes)} sentences"
+            )
         total, block = 0, 1 << 20
         for first in range(0, len(sizes), block):
             lengths = sizes[first : first + block].astype(np.int64)
             ends = np.cumsum(lengths) * itemsize + total
             if lengths.min() < 0 or not np.array_equal(self._starts[first : first + block], ends - lengths * itemsize):
-                raise ValueError(f"{index_path}: damaged: sizes and places of the sentences from {first} on contradict each other")
+                raise ValueError(
+                    f"{index_path}: damaged: sizes and places of the sentences from {first} on contradict each other"
+                )
             total = int(ends[-1])
         present = self.token_path.stat().st_size
         if present != total:
-            raise ValueError(f"{self.token_path}: damaged: {present} bytes, but its index {index_path.name} needs {total}")
+            raise ValueError(
+                f"{self.token_path}: damaged: {present} bytes, but its index {index_path.name} needs {total}"
+            )
 
     def _check_tokens(self) -> None:
         with self.token_path.open("rb") as file:
@@ -212,19 +220,25 @@ class IndexedData:
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        sound = isinstance(facts, dict) and isinstance(facts["index_crc32"], int) and isinstance(facts["token_crc32"], list)
+        sound = (
+            isinstance(facts, dict) and isinstance(facts["index_crc32"], int) and isinstance(facts["token_crc32"], list)
+        )
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError):
         sound = False
     if not sound:
-        raise ValueError(f"{path}: damaged: not the checksums of indexed data (delete the file to read the data unchecked)")
+        raise ValueError(
+            f"{path}: damaged: not the checksums of indexed data (delete the file to read the data unchecked)"
+        )
     return facts
 
 
 def _check_sum(path: Path, expected: int, content: Any) -> None:
     if zlib.crc32(content) != expected:
-        raise ValueError(f"{path}: damaged: its checksum is wrong; take the file from its source again, or tokenize again")
+        raise ValueError(
+            f"{path}: damaged: its checksum is wrong; take the file from its source again, or tokenize again"
+        )
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -259,7 +273,12 @@ def describe(path: str | Path, examples: int = 3) -> dict[str, Any]:
         top = int(np.percentile(lengths, 99)) + 1 if len(lengths) else 1
         counts, edges = np.histogram(np.minimum(lengths, top), bins=16, range=(0, top))
         mean = float(lengths.mean()) if len(lengths) else 0.0
-        return {"mean": mean, "largest": int(lengths.max(initial=0)), "edges": edges.tolist(), "counts": counts.tolist()}
+        return {
+            "mean": mean,
+            "largest": int(lengths.max(initial=0)),
+            "edges": edges.tolist(),
+            "counts": counts.tolist(),
+        }
 
     return {
         "prefix": str(data.prefix),
