@@ -69,6 +69,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def is_weighted(values: Sequence[str]) -> bool:
+    """Whether a data flag's values are weights and paths in turn."""
+    return len(values) > 1 and _is_number(values[0])
+
+
 def parse_sources(values: Sequence[str], flag: str, corpora: dict[str, str] | None = None) -> list[Source]:
     """Read `PATH`, several paths (each with the same weight), or `WEIGHT PATH WEIGHT PATH ...`.
 
@@ -79,7 +84,7 @@ def parse_sources(values: Sequence[str], flag: str, corpora: dict[str, str] | No
     Raises:
         ValueError: a weight without a path, or one that is not above 0.
     """
-    weighted = len(values) > 1 and _is_number(values[0])
+    weighted = is_weighted(values)
     pairs = list(zip(values[::2], values[1::2], strict=False)) if weighted else [("1", value) for value in values]
     if weighted and (len(values) % 2 or not all(_is_number(weight) for weight, _ in pairs)):
         raise ValueError(f"{flag}: weights and paths must take turns (0.7 first 0.3 second), not {' '.join(values)}")
