@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import json
 import math
 import re
@@ -131,7 +132,7 @@ def _owners(config_class: type) -> dict[str, type]:
     """field name -> the class that declares it: the groups of the help text."""
     owners: dict[str, type] = {}
     for base in reversed(config_class.__mro__):
-        for name in base.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(base):
             owners[name] = base
     return owners
 

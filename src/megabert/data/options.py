@@ -1,0 +1,83 @@
+"""Options of the training data: where it lies, how it is split, cut into samples and masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megabert.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Training data and samples."""
+
+    train_data: tuple[str, ...] = option(
+        (), "text files (loose JSON, tight JSON, plain text), prefixes of indexed data, or names given with --corpora; "
+        "several may each follow a weight", aliases=("data-path", "train-data-path"), metavar="[WEIGHT] PATH",
+        example="0.7 wiki_text_sentence 0.3 pubmed_text_sentence",
+    )  # fmt: skip
+    valid_data: tuple[str, ...] = option(
+        (), "separate data for evaluation while training; the validation share of --split is then unused",
+        aliases=("valid-data-path",), metavar="[WEIGHT] PATH", example="heldout.jsonl",
+    )  # fmt: skip
+    test_data: tuple[str, ...] = option(
+        (), "separate data for the test after training; the test share of --split is then unused",
+        aliases=("test-data-path",), metavar="[WEIGHT] PATH", example="test.jsonl",
+    )  # fmt: skip
+    corpora: dict[str, str] = option(
+        {}, "names that --train-data, --valid-data and --test-data may use instead of paths",
+        example="wikipedia=/data/wiki.jsonl",
+    )  # fmt: skip
+    split: str = option(
+        "949,50,1", "shares of training, validation and test, by documents, in their order in the file; any scale, "
+        "separated by commas or slashes", example="90,5,5",
+    )  # fmt: skip
+    text_key: str = option("text", "the JSON key that holds the text", aliases=("json-keys",), example="abstract")
+    loose_json: bool = option(
+        False, "insist on one JSON object a line; without the flag the format of each file is detected"
+    )
+    presplit_sentences: bool = option(
+        False, "each line of a document is one sentence already: do not look for sentence ends"
+    )
+    lazy_loader: bool = option(
+        False, "accepted from old command lines and without effect: documents are always read from disk"
+    )
+    seq_length: int = option(
+        512, "longest sample in tokens, [CLS] and [SEP] included", aliases=("max-seq-length",), minimum=8, example="128"
+    )
+    mask_prob: float = option(0.15, "share of a sample's tokens to predict", above=0, maximum=1, example="0.15")
+    max_preds_per_seq: int | None = option(
+        None, "most tokens to predict in a sample; by default mask-prob of the sequence, rounded up to a multiple of 10",
+        minimum=1, example="80",
+    )  # fmt: skip
+    short_seq_prob: float = option(
+        0.1, "share of samples with a random, shorter length (0: none)", minimum=0, maximum=1, example="0.1"
+    )
+    masking: Literal["token", "whole-word", "ngram"] = option(
+        "ngram", "what is masked at once: single tokens (2019), whole words, or 1 to 3 whole words (Megatron from v1.0 on)"
+    )
+    pair_task: Literal["sop", "nsp", "none"] = option(
+        "sop", "the sentence-pair task: sop asks whether the two halves were swapped (Megatron from v1.0 on), nsp whether "
+        "the second half comes from another document (2018), none leaves samples whole",
+    )  # fmt: skip
+    bert_binary_head: bool = option(
+        True, "train the sentence-pair head; --bert-no-binary-head means --pair-task none",
+        aliases=("bert-no-binary-head", "no-bert-binary-head"), hidden=True,
+    )  # fmt: skip
+    pack: bool = option(
+        False, "fill each row with several samples, so that nearly no position is padding; attention stays inside a sample"
+    )
+    data_cache_path: Path | None = option(
+        None, "folder for tokenized text and maps of samples, shared by runs; by default beside the run", example="cache"
+    )
+    max_bad_fraction: float = option(
+        0.01, "share of the lines of a text file that may be unusable (not JSON, no text) before the run stops",
+        minimum=0, maximum=1, example="0.001",
+    )  # fmt: skip
+
+    @property
+    def pairs(self) -> Literal["sop", "nsp", "none"]:
+        """The sentence-pair task after both spellings are read."""
+        return self.pair_task if self.bert_binary_head else "none"

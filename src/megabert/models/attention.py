@@ -1,0 +1,88 @@
+"""The only place that chooses an attention kernel, and the kernels of this package.
+
+`attend` takes queries, keys and values and the name that `attn_implementation` set:
+
+* `sdpa`, the default: PyTorch's fused kernel. On a CPU in training it is this package's own matrix products, because
+  PyTorch's kernel there is slow on the way back and leaves its fast path altogether once weights are dropped;
+* `eager`: everything written out; also used, whatever the name, for a call that asks for the attention weights;
+* any other name: the function that Transformers, or a user, registered under it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from megabert.models.dropout import dropout as drop
+from megabert.models.dropout import drops_bytes
+
+
+def eager_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, probability: float, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attention with its weights written out.
+
+    Args:
+        query, key, value: [batch, heads, seq, head_dim], the keys' length may differ from the queries'.
+        mask: additive, [batch or 1, heads or 1, query or 1, key].
+        probability: of dropping a weight.
+
+    Returns:
+        [batch, query, heads, head_dim] and the weights after dropout, [batch, heads, query, key].
+    """
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2))
+    if mask is not None:
+        scores = scores + mask
+    weights = drop(torch.softmax(scores, dim=-1), probability, True)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, probability: float, scaling: float
+) -> Tensor:
+    """PyTorch's fused kernel, or matrix products where a CPU trains; arguments and result as `eager_attention`'s."""
+    if drops_bytes(query) and (probability > 0.0 or (query.requires_grad and torch.is_grad_enabled())):
+        return eager_attention(query, key, value, mask, probability=probability, scaling=scaling)[0]
+    context = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=probability, scale=scaling
+    )
+    return context.transpose(1, 2)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    kernel: str,
+    probability: float,
+    scaling: float,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention by the kernel of that name.
+
+    Args:
+        module: the attention module, handed to registered functions, which read `is_causal` from it.
+        query, key, value: [batch, heads, seq, head_dim].
+        mask: in the form that the kernel takes (see `masks`).
+        kernel: `sdpa`, `eager`, or a name in Transformers' registry.
+        probability: of dropping an attention weight; 0 out of training.
+        kwargs: for registered functions (`cu_seq_lens_q`, ...).
+
+    Returns:
+        context [batch, query, heads, head_dim]; the weights after dropout, or None from a kernel that has none.
+
+    Raises:
+        ValueError: packing arguments of FlashAttention given to a kernel that would ignore them.
+    """
+    if kernel in ("sdpa", "eager"):
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError(f"cu_seq_lens_q has no meaning for attention kernel {kernel}; pass sample_ids instead")
+        if kernel == "eager":
+            return eager_attention(query, key, value, mask, probability=probability, scaling=scaling)
+        return fused_attention(query, key, value, mask, probability=probability, scaling=scaling), None
+    registered = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
+    return registered(module, query, key, value, mask, dropout=probability, scaling=scaling, **kwargs)

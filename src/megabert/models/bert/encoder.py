@@ -1,0 +1,271 @@
+"""The stack of layers, the base class that all heads share, and `MegatronBertModel`.
+
+Classes, arguments, outputs and state-dict keys are those of Transformers' Megatron BERT; the network inside is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MegatronBertConfig
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from megabert.models.bert.config import settings
+from megabert.models.bert.heads import MegatronBertLMPredictionHead
+from megabert.models.bert.layers import (
+    LayerNorm,
+    MegatronBertEmbeddings,
+    MegatronBertLayer,
+    MegatronBertPooler,
+    OutputLinear,
+)
+from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask
+
+logger = logging.get_logger(__name__)
+
+UNDIVIDED = ["MegatronBertEmbeddings", "MegatronBertLayer"]
+"""Modules that `device_map` keeps on one device."""
+
+
+class MegatronBertEncoder(nn.Module):
+    """The layers and the LayerNorm after the last one."""
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList([MegatronBertLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.ln = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the layers compute in: that of their matrices."""
+        if len(self.layer) == 0:
+            return self.ln.weight.dtype
+        return self.layer[0].intermediate.dense.weight.dtype  # type: ignore[union-attr,return-value]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        **kwargs: object,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Run the layers over [batch, seq, hidden].
+
+        `hidden_states` of the result has one entry more than there are layers: the embeddings, each layer's output but
+        the last one's, and the normalised output.
+        """
+        if self.gradient_checkpointing and self.training and use_cache:
+            logger.warning_once("use_cache=True does not go with gradient checkpointing; no cache is kept")
+            use_cache = False
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        states: list[Tensor] = []
+        attentions: list[Tensor | None] = []
+        crossings: list[Tensor] = []
+        for layer in self.layer:
+            states.append(hidden_states)
+            # Positional: reentrant checkpointing carries gradients through positional arguments only.
+            hidden_states, weights, cross_weights = layer(
+                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values,
+                output_attentions, **kwargs,
+            )  # fmt: skip
+            attentions.append(weights)
+            if cross_weights is not None:
+                crossings.append(cross_weights)
+            if not output_hidden_states:
+                states.clear()
+        hidden_states = self.ln(hidden_states)
+        states.append(hidden_states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states,  # type: ignore[arg-type]
+            past_key_values=past_key_values,
+            hidden_states=tuple(states) if output_hidden_states else None,  # type: ignore[arg-type]
+            attentions=tuple(attentions) if output_attentions else None,  # type: ignore[arg-type]
+            cross_attentions=tuple(crossings) if output_attentions and self.config.add_cross_attention else None,  # type: ignore[arg-type]
+        )
+
+
+class MegatronBertPreTrainedModel(PreTrainedModel):
+    """What all nine classes share: loading, saving, initial weights, and what Transformers may do with them."""
+
+    config: MegatronBertConfig
+    config_class = MegatronBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = UNDIVIDED
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Transformers passes over modules of other packages that hold no parameter or buffer themselves, so everything
+        # here hangs on the modules that do.
+        super()._init_weights(module)
+        chosen = settings(self.config)
+        if isinstance(module, nn.Linear | nn.Embedding) and chosen.xavier_uniform_init:
+            init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, OutputLinear) and chosen.scaled_output_init:
+            std = self.config.initializer_range / math.sqrt(2.0 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, MegatronBertEmbeddings):
+            positions = torch.arange(module.position_ids.shape[-1]).expand((1, -1))
+            init.copy_(module.position_ids, positions)
+        elif isinstance(module, MegatronBertLMPredictionHead) and module.bias is not None:
+            init.zeros_(module.bias)
+
+
+def tuple_or_output(output: Any, return_dict: bool | None, config: MegatronBertConfig) -> Any:
+    """A model output as it is, or as the tuple of its fields that are not None."""
+    return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class MegatronBertModel(MegatronBertPreTrainedModel):
+    """The encoder (or decoder) with a pooler and no head.
+
+    Args:
+        config: Transformers' configuration, with settings of ours in it where wanted (`bert.config.Settings`).
+        add_pooling_layer: with a pooler on the first token.
+    """
+
+    def __init__(self, config: MegatronBertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = MegatronBertEmbeddings(config)
+        self.encoder = MegatronBertEncoder(config)
+        self.pooler = MegatronBertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding."""
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+
+    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.encoder.dtype
+
+    def _masks(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        encoder_hidden_states: Tensor | None,
+        encoder_attention_mask: Tensor | None,
+        sample_ids: Tensor | None,
+        past_key_values: Cache | None,
+        output_attentions: bool,
+    ) -> tuple[Any, Any]:
+        """The masks of self and cross attention, in the form of the kernel that this call will use."""
+        causal = bool(self.config.is_decoder)
+        if output_attentions or self.config._attn_implementation in OWN_KERNELS:
+            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            dtype, device = self._compute_dtype(hidden.device), hidden.device
+            mask = own_mask(
+                attention_mask, sample_ids, query_length=hidden.shape[1], past_length=past, causal=causal,
+                dtype=dtype, device=device,
+            )  # fmt: skip
+            cross = own_mask(
+                encoder_attention_mask, None, query_length=hidden.shape[1], past_length=0, causal=False,
+                dtype=dtype, device=device,
+            )  # fmt: skip
+            return mask, cross
+        mask = foreign_mask(
+            self.config, hidden, attention_mask, sample_ids, past_key_values=past_key_values, causal=causal
+        )
+        if encoder_hidden_states is None or encoder_attention_mask is None:
+            return mask, None
+        cross = foreign_mask(
+            self.config, encoder_hidden_states, encoder_attention_mask, None, past_key_values=None, causal=False
+        )
+        return mask, cross
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        sample_ids: Tensor | None = None,
+        sample_starts: Tensor | None = None,
+        **kwargs: object,
+    ) -> tuple | BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode a batch.
+
+        Args:
+            input_ids: [batch, seq]; or `inputs_embeds` [batch, seq, hidden].
+            attention_mask: as `masks.own_mask`: usually [batch, key], 1 = attend.
+            token_type_ids, position_ids: [batch, seq]; zeros and 0, 1, ... when left out.
+            encoder_hidden_states, encoder_attention_mask: [batch, key, hidden] and [batch, key], for cross attention.
+            past_key_values: keys and values of earlier calls.
+            use_cache: return a cache (a decoder only).
+            sample_ids: [batch, seq] for packed rows: attention stays among equal numbers; 0 is padding.
+            sample_starts: [batch, samples]: the pooler answers for each of these places.
+            kwargs: handed to a registered attention kernel.
+
+        Returns:
+            Transformers' output, or its tuple, in which `pooler_output` always has its place. `pooler_output` is
+            [batch, hidden], with `sample_starts` [batch, samples, hidden].
+
+        Raises:
+            ValueError: both or none of `input_ids` and `inputs_embeds`, masks of a wrong shape, too long sequences.
+        """
+        config = self.config
+        output_attentions = bool(config.output_attentions if output_attentions is None else output_attentions)
+        states_wanted = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        use_cache = bool(config.is_decoder and (config.use_cache if use_cache is None else use_cache))
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
+        if input_ids is not None and sample_ids is None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        hidden = self.embeddings(
+            input_ids, token_type_ids, position_ids, inputs_embeds,
+            past_key_values_length=0 if past_key_values is None else int(past_key_values.get_seq_length()),
+            dtype=self.encoder.dtype,
+        )  # fmt: skip
+        mask, cross_mask = self._masks(
+            hidden, attention_mask, encoder_hidden_states, encoder_attention_mask, sample_ids, past_key_values,
+            output_attentions,
+        )  # fmt: skip
+        encoded = self.encoder(
+            hidden, mask, encoder_hidden_states, cross_mask, past_key_values, use_cache, output_attentions,
+            states_wanted, **kwargs,
+        )  # fmt: skip
+        sequence = encoded.last_hidden_state
+        output = BaseModelOutputWithPoolingAndCrossAttentions(
+            **{**encoded, "pooler_output": None if self.pooler is None else self.pooler(sequence, sample_starts)}
+        )
+        if config.return_dict if return_dict is None else return_dict:
+            return output
+        return (sequence, output.pooler_output, *output.to_tuple()[1 if self.pooler is None else 2 :])

@@ -1,0 +1,239 @@
+"""The heads of fine-tuning: a class for a sequence, for one of several, for each token, and a span."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import MegatronBertConfig
+from transformers.modeling_outputs import (
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+from megabert.models.bert.encoder import MegatronBertModel, MegatronBertPreTrainedModel, tuple_or_output
+from megabert.models.dropout import Dropout
+from megabert.models.losses import classification_loss, counted, mean_of_sum, summed_cross_entropy
+
+
+class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):
+    """Classes, several labels at once, or numbers for a whole sequence: dropout and a matrix on the pooled token."""
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = int(config.num_labels or 0)
+        self.bert = MegatronBertModel(config)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: object,
+    ) -> tuple | SequenceClassifierOutput:
+        """Score sequences: logits [batch, num_labels].
+
+        Args:
+            input_ids: and the next four: as `MegatronBertModel.forward`.
+            labels: whole numbers [batch] (classes), floating point [batch, num_labels] (several labels at once), or,
+                with one label, numbers [batch] (regression). `config.problem_type` decides where it is set.
+            num_items_in_batch: label entries of the whole batch that this call is a part of.
+        """
+        encoded = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
+        )  # fmt: skip
+        logits = self.classifier(self.dropout(encoded.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config.problem_type, num_items_in_batch)
+        output = SequenceClassifierOutput(
+            loss=loss,  # type: ignore[arg-type]
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return tuple_or_output(output, return_dict, self.config)
+
+
+class MegatronBertForMultipleChoice(MegatronBertPreTrainedModel):
+    """One of several sequences: dropout and one score for each pooled token."""
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__(config)
+        self.bert = MegatronBertModel(config)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: object,
+    ) -> tuple | MultipleChoiceModelOutput:
+        """Score choices: inputs [batch, choices, seq] (embeddings have one dimension more) -> [batch, choices].
+
+        Args:
+            labels: [batch], the right choice.
+            num_items_in_batch: labels of the whole batch that this call is a part of.
+
+        Raises:
+            ValueError: neither `input_ids` nor `inputs_embeds`.
+        """
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None:
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
+
+        def flat(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.flatten(0, 1)
+
+        encoded = self.bert(
+            flat(input_ids), flat(attention_mask), flat(token_type_ids), flat(position_ids), flat(inputs_embeds),
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
+        )  # fmt: skip
+        logits = self.classifier(self.dropout(encoded.pooler_output)).view(-1, given.shape[1])
+        loss = None
+        if labels is not None:
+            loss = mean_of_sum(summed_cross_entropy(logits, labels), counted(labels), num_items_in_batch)
+        output = MultipleChoiceModelOutput(
+            loss=loss,  # type: ignore[arg-type]
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return tuple_or_output(output, return_dict, self.config)
+
+
+class MegatronBertForTokenClassification(MegatronBertPreTrainedModel):
+    """A class for each token: dropout and a matrix, without a pooler."""
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = int(config.num_labels or 0)
+        self.bert = MegatronBertModel(config, add_pooling_layer=False)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        sample_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: object,
+    ) -> tuple | TokenClassifierOutput:
+        """Score tokens: logits [batch, seq, num_labels].
+
+        Args:
+            labels: [batch, seq]; -100 where there is none.
+            sample_ids: as `MegatronBertModel.forward`.
+            num_items_in_batch: labelled tokens of the whole batch that this call is a part of.
+        """
+        encoded = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True,
+            sample_ids=sample_ids, **kwargs,
+        )  # fmt: skip
+        logits = self.classifier(self.dropout(encoded.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = mean_of_sum(summed_cross_entropy(logits, labels), counted(labels), num_items_in_batch)
+        output = TokenClassifierOutput(
+            loss=loss,  # type: ignore[arg-type]
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return tuple_or_output(output, return_dict, self.config)
+
+
+class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
+    """Start and end of a span: a matrix with two outputs, without a pooler.
+
+    Raises:
+        ValueError: a config with another number of labels than 2.
+    """
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__(config)
+        if config.num_labels != 2:
+            raise ValueError(
+                f"question answering has 2 labels, start and end, but the config has num_labels={config.num_labels}; "
+                "pass num_labels=2"
+            )
+        self.num_labels = config.num_labels
+        self.bert = MegatronBertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: object,
+    ) -> tuple | QuestionAnsweringModelOutput:
+        """Score spans: start and end logits, [batch, seq] each.
+
+        Args:
+            start_positions, end_positions: [batch]; a position past the sequence has no part in the loss, which
+                is the mean of both ends' means.
+        """
+        encoded = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
+        )  # fmt: skip
+        start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+            means = []
+            for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
+                clamped = positions.view(-1).clamp(0, length)
+                means.append(mean_of_sum(summed_cross_entropy(logits, clamped, length), counted(clamped, length)))
+            loss = (means[0] + means[1]) / 2
+        output = QuestionAnsweringModelOutput(
+            loss=loss,  # type: ignore[arg-type]
+            start_logits=start_logits.contiguous(),
+            end_logits=end_logits.contiguous(),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return tuple_or_output(output, return_dict, self.config)

@@ -1,0 +1,158 @@
+"""Losses as sums and counts, in float32, and the objective of pretraining made of them.
+
+A mean is taken once, at the end, by whoever knows the whole batch: `mean_of_sum` here for a model that is called with
+labels, the training step for pretraining. So the gradient does not depend on how a batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100
+ROWS_AT_ONCE = 64
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Sum over rows of -log softmax(logits)[label], with float32 arithmetic and no float32 copy of the logits.
+
+    Rows are taken a few at a time, so that what is in float32 fits a processor's cache; kept for the way back are the
+    logits as they came and one number a row.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        normalisers = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
+        step = ROWS_AT_ONCE if logits.device.type == "cpu" else max(logits.shape[0], 1)
+        kept = labels != IGNORED
+        for start in range(0, logits.shape[0], step):
+            part = slice(start, start + step)
+            rows = logits[part].float()
+            normalisers[part] = torch.logsumexp(rows, dim=-1)
+            picked = rows.gather(1, labels[part].clamp_min(0)[:, None]).squeeze(1)
+            total += torch.where(kept[part], normalisers[part] - picked, 0.0).sum()
+        ctx.save_for_backward(logits, labels, normalisers)
+        return total
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+        logits, labels, normalisers = ctx.saved_tensors
+        kept = labels != IGNORED
+        scale = torch.where(kept, gradients[0].float(), 0.0)
+        result = torch.empty_like(logits)
+        step = ROWS_AT_ONCE if logits.device.type == "cpu" else max(logits.shape[0], 1)
+        for start in range(0, logits.shape[0], step):
+            part = slice(start, start + step)
+            rows = logits[part].float().sub_(normalisers[part, None]).exp_()
+            rows.scatter_add_(1, labels[part].clamp_min(0)[:, None], -torch.ones_like(rows[:, :1]))
+            result[part] = rows.mul_(scale[part, None])
+        return result, None
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tensor:
+    """Sum of the cross entropy over the labels that are not `ignored`; float32 scalar, 0 when there are none.
+
+    Args:
+        logits: [..., classes], any floating-point type.
+        labels: [...] of whole numbers in [0, classes), or `ignored`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"labels of shape {list(labels.shape)} do not fit logits of shape {list(logits.shape)}")
+    if ignored != IGNORED:
+        labels = labels.masked_fill(labels == ignored, IGNORED)
+    rows = logits.reshape(-1, logits.shape[-1])
+    return SummedCrossEntropy.apply(rows, labels.reshape(-1).long())  # type: ignore[return-value]
+
+
+def counted(labels: Tensor, ignored: int = IGNORED) -> Tensor:
+    """How many labels are not `ignored`; whole-number scalar on the labels' device."""
+    return (labels != ignored).sum()
+
+
+def mean_of_sum(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """`total` over `count`, or over the items of the whole batch when this call is a part of one; 0 for no item.
+
+    Args:
+        num_items_in_batch: what Transformers' `Trainer` counts over all micro-batches of a step.
+    """
+    divisor = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch, device=total.device)
+    return total / divisor.clamp_min(1)
+
+
+def classification_loss(
+    logits: Tensor, labels: Tensor, problem_type: str | None, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Mean loss of a sequence classifier, in float32.
+
+    Args:
+        logits: [batch, num_labels].
+        labels: as the problem needs them.
+        problem_type: `regression` (squared error), `single_label_classification` (cross entropy),
+            `multi_label_classification` (binary cross entropy); None: told by the number of labels and their type.
+    """
+    several = logits.shape[-1] > 1
+    if problem_type is None:
+        problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        problem_type = problem_type if several else "regression"
+    if problem_type == "single_label_classification":
+        labels = labels.view(-1)
+        return mean_of_sum(summed_cross_entropy(logits, labels), counted(labels), num_items_in_batch)
+    targets = labels.view(logits.shape).float()
+    if problem_type == "regression":
+        total = nn.functional.mse_loss(logits.float(), targets, reduction="sum")
+    else:
+        total = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
+    return mean_of_sum(total, targets.numel(), num_items_in_batch)
+
+
+class PretrainingObjective:
+    """Masked words, and the order of the two segments (SOP), the second one's origin (NSP), or neither.
+
+    Args:
+        pair_task: `sop`, `nsp` or `none`: the name of the second term, which reads `next_sentence_label`.
+    """
+
+    def __init__(self, pair_task: Literal["sop", "nsp", "none"] = "sop") -> None:
+        self.pair_task = pair_task
+        self.targets = frozenset({"masked_labels", "next_sentence_label"})
+
+    def _labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        labels = {"lm": batch["masked_labels"]}
+        if self.pair_task != "none":
+            labels[self.pair_task] = batch["next_sentence_label"]
+        return labels
+
+    def _logits(self, outputs: Any) -> dict[str, Tensor]:
+        logits = {"lm": outputs.prediction_logits}
+        if self.pair_task != "none":
+            logits[self.pair_task] = outputs.seq_relationship_logits
+        return logits
+
+    def counts(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How many labels each term has in `batch` (rows of `data`, stacked); float32 scalars."""
+        return {name: counted(labels).float() for name, labels in self._labels(batch).items()}
+
+    def sums(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Summed float32 loss of each term.
+
+        Args:
+            outputs: of `MegatronBertForPreTraining`, with logits [batch, P, vocab] and [batch, M, 2].
+        """
+        logits = self._logits(outputs)
+        return {name: summed_cross_entropy(logits[name], labels) for name, labels in self._labels(batch).items()}
+
+    @torch.no_grad()
+    def hits(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How many labels of each term have the highest logit; float32 scalars."""
+        logits = self._logits(outputs)
+        return {
+            name: (logits[name].argmax(-1) == labels).sum().float()  # an ignored label is no class
+            for name, labels in self._labels(batch).items()
+        }

@@ -1,0 +1,71 @@
+"""The options of the network: its sizes, its regularisation and the numerics of Megatron that a run may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megabert.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The network: sizes (the defaults are the 345M model), dropout, initialisation, numerics."""
+
+    num_layers: int = option(24, "transformer layers", example="12", minimum=1)
+    hidden_size: int = option(
+        1024, "width of the hidden states, a multiple of --num-attention-heads", example="768", minimum=1
+    )
+    num_attention_heads: int = option(16, "attention heads in each layer", example="12", minimum=1)
+    intermediate_size: int | None = option(
+        None, "width inside the MLP; 4 x --hidden-size when left out", aliases=("ffn-hidden-size",), example="3072",
+        minimum=1,
+    )  # fmt: skip
+    max_position_embeddings: int = option(
+        512, "positions that have an embedding: the longest sample, in tokens", example="1024", minimum=1
+    )
+    hidden_dropout: float = option(
+        0.1,
+        "probability of dropping an element after the embedding, the attention and the MLP",
+        minimum=0,
+        maximum=0.99,
+    )
+    attention_dropout: float = option(0.1, "probability of dropping an attention weight", minimum=0, maximum=0.99)
+    layernorm_epsilon: float = option(
+        1e-5, "added to the variance in each LayerNorm", aliases=("norm-epsilon",), example="1e-12", above=0
+    )
+    init_method_std: float = option(0.02, "standard deviation of the initial weights", above=0)
+    init_method_xavier_uniform: bool = option(
+        False, "draw the initial weights from Xavier's uniform distribution instead of a normal one"
+    )
+    scaled_init: bool = option(
+        True,
+        "divide the initial standard deviation of the last matrix of the attention and of the MLP by sqrt(2 x layers), "
+        "as Megatron does",
+        aliases=("deep-init",),
+    )
+    gelu: Literal["erf", "tanh"] = option(
+        "erf",
+        "GELU in the MLP: the exact one or the tanh approximation of Megatron's fused kernel; the head's is exact",
+        example="tanh",
+    )
+    openai_gelu: bool = option(False, "the tanh approximation of GELU in the MLP and in the head (wins over --gelu)")
+    bias_gelu_fusion: bool | None = option(
+        None,
+        "Megatron's fused kernel, here its numerics: on means --gelu tanh, off means --gelu erf (wins over --gelu)",
+    )
+    apply_residual_connection_post_layernorm: bool = option(
+        False, "take the residual from the output of each LayerNorm instead of its input"
+    )
+    make_vocab_size_divisible_by: int = option(
+        128, "pad the vocabulary to a multiple of this many entries, so that matrix products are fast", minimum=1
+    )
+    untie_embeddings_and_output_weights: bool = option(
+        False, "give the masked-word head a matrix of its own instead of the word embedding"
+    )
+    attention_implementation: Literal["auto", "sdpa", "eager", "flex", "flash"] = option(
+        "auto",
+        "attention kernel: auto and sdpa are PyTorch's (with this package's own on a CPU in training), eager writes "
+        "every matrix out, flex and flash are FlexAttention and FlashAttention 2 and need a GPU",
+        aliases=("attention-backend",),
+    )

@@ -1,0 +1,173 @@
+"""Batches in a fixed, resumable order.
+
+Update `k` of a run reads the rows `[k * B, (k + 1) * B)`, cut into micro-batches. Which process prepares a row, and
+when, changes nothing, since a row is a pure function of its index.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from megabert.training.objective import Batch
+
+
+class Rows(Protocol):
+    """A map-style set of rows: dicts of numpy arrays whose shapes do not differ between rows."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Row `index`."""
+        ...
+
+
+class _Guarded:
+    """Rows whose errors come back as values, so that the loader can raise them as they were made.
+
+    torch wraps an error of a worker process in a page of its traceback; a user's mistake must stay one line.
+    """
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray] | Exception:
+        try:
+            return self.rows[index]
+        except (ValueError, OSError) as error:
+            return error
+
+
+def collate(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
+    """Rows -> one batch, with a leading dimension for the rows."""
+    return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+
+
+def _collate(rows: Sequence[dict[str, np.ndarray] | Exception]) -> Batch | Exception:
+    good = [row for row in rows if not isinstance(row, Exception)]
+    bad = [row for row in rows if isinstance(row, Exception)]
+    return bad[0] if bad else collate(good)
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C and a queue's SIGTERM reach the whole process group; the training process finishes its step and needs
+    # its workers for that. They end when it closes their queue, or when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class _Cuts:
+    """Row numbers `[start, stop)` in pieces, made as they are asked for: a run may have a thousand million rows."""
+
+    def __init__(self, start: int, stop: int, size: int):
+        self.start, self.stop, self.size = start, stop, size
+
+    def __len__(self) -> int:
+        return math.ceil((self.stop - self.start) / self.size)
+
+    def __iter__(self) -> Iterator[range]:
+        return (range(first, min(first + self.size, self.stop)) for first in range(self.start, self.stop, self.size))
+
+
+class Batches:
+    """Iterator over updates: each item is the list of one update's micro-batches.
+
+    Args:
+        rows: where the rows come from.
+        micro_batch: rows in a micro-batch.
+        global_batch: rows in an update, a multiple of `micro_batch`.
+        start, stop: rows `[start, stop)` are read; whole updates only.
+        workers: processes that prepare rows ahead; 0 prepares them here.
+        device: batches for a GPU are put into pinned memory.
+
+    Attributes:
+        waited: seconds that the reader waited for rows so far.
+
+    Raises:
+        ValueError: fewer rows than `stop`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        micro_batch: int,
+        global_batch: int,
+        start: int,
+        stop: int,
+        workers: int,
+        device: torch.device,
+    ):
+        assert global_batch % micro_batch == 0 and (stop - start) % global_batch == 0
+        if stop > len(rows):
+            raise ValueError(
+                f"the training data has {len(rows):,} rows, and the run reads {stop:,}: "
+                "lower --train-iters or the batch size, or give more data"
+            )
+        self.per_update = global_batch // micro_batch
+        self.waited = 0.0
+        self._batches = iter(_make_loader(rows, _Cuts(start, stop, micro_batch), workers, device))
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        """The next update's micro-batches.
+
+        Raises:
+            ValueError, OSError: as raised by the rows.
+        """
+        begin = time.perf_counter()
+        batches: list[Batch] = []
+        for _ in range(self.per_update):
+            batch = next(self._batches)
+            if isinstance(batch, Exception):
+                raise batch
+            batches.append(batch)
+        self.waited += time.perf_counter() - begin
+        return batches
+
+    def close(self) -> None:
+        """End the worker processes."""
+        shut_down = getattr(self._batches, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+
+
+def _make_loader(rows: Rows, cuts: _Cuts, workers: int, device: torch.device) -> DataLoader:
+    return DataLoader(
+        _Guarded(rows),  # type: ignore[arg-type]
+        batch_sampler=cuts,  # type: ignore[arg-type]
+        collate_fn=_collate,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+        # Without its own generator a loader draws its seed from the default one, which dropout is drawn from.
+        generator=torch.Generator(),
+    )
+
+
+def evaluation_batches(rows: Rows, *, batch: int, limit: int, workers: int, device: torch.device) -> Iterator[Batch]:
+    """The first `limit` rows (or all, when there are fewer) in batches; the last one may be smaller.
+
+    Raises:
+        ValueError, OSError: as raised by the rows.
+    """
+    stop = min(limit, len(rows))
+    for item in _make_loader(rows, _Cuts(0, stop, batch), workers, device):
+        if isinstance(item, Exception):
+            raise item
+        yield item

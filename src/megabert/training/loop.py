@@ -1,0 +1,330 @@
+"""The one loop: steps, evaluations, checkpoints and reports, until the end or until asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from megabert.training import resume
+from megabert.training.evaluate import Evaluation, evaluate
+from megabert.training.loader import Batches, Rows, evaluation_batches
+from megabert.training.meter import Meter, count_real_tokens
+from megabert.training.objective import Batch, Objective
+from megabert.training.options import TrainingOptions, rows_of, steps_of
+from megabert.training.schedule import make_schedule
+from megabert.training.signals import StopRequest
+from megabert.training.sinks import Console, JsonLines, Sink, TensorBoard, draw_losses
+from megabert.training.step import make_step
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: updates tried, skipped ones included.
+        samples: rows read.
+        learned: rows of updates that were made: the schedule's clock.
+        evaluated: the step of the last evaluation.
+        best: lowest validation loss so far.
+    """
+
+    step: int = 0
+    samples: int = 0
+    learned: int = 0
+    evaluated: int = 0
+    best: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `fit` ended.
+
+    Attributes:
+        step: the last step.
+        finished: the whole run is done; False when it was asked to stop before.
+        reason: one line for the user.
+        evaluation: the last evaluation of this session, if any.
+        checkpoint: the newest checkpoint.
+    """
+
+    step: int
+    finished: bool
+    reason: str
+    evaluation: Evaluation | None
+    checkpoint: Path | None
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+class Trainer:
+    """Trains a model on rows.
+
+    Args:
+        model: converted in place to the asked precision, and left trained.
+        train_rows: must hold every row that the run reads.
+        valid_rows: evaluated on, when given.
+        folder: the run folder: `checkpoints/`, `metrics.jsonl`, `loss.png`, `tensorboard/`.
+        identity: what the run is made of, as short strings by name (digests of tokenizer and data); a checkpoint
+            with other values is refused.
+        device: left out, where the model is.
+        count_tokens: real tokens of a batch.
+        say: takes lines for people.
+
+    Raises:
+        ValueError: options that exclude each other, too few rows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        train_rows: Rows,
+        valid_rows: Rows | None,
+        options: TrainingOptions,
+        *,
+        folder: Path,
+        identity: Mapping[str, str] | None = None,
+        device: torch.device | None = None,
+        count_tokens: Callable[[Batch], int] = count_real_tokens,
+        say: Callable[[str], None] = _print,
+    ):
+        self.model = model
+        self.objective = objective
+        self.train_rows = train_rows
+        self.valid_rows = valid_rows if valid_rows is not None and len(valid_rows) and options.eval_iters else None
+        self.options = options
+        self.folder = folder
+        self.identity = {**(identity or {}), "optimizer": options.optimizer}
+        self.count_tokens = count_tokens
+        self.say = say
+        self.rows = rows_of(options)
+        self.steps = steps_of(options)
+        self.schedule = make_schedule(options)
+        self.train_step = make_step(model, objective, options, device=device)
+        self.device = self.train_step.device
+        self.checkpoints = resume.Checkpoints(folder / "checkpoints", options.keep_last)
+        self.progress = Progress()
+        self.meter = Meter()
+        self.evaluation: Evaluation | None = None
+        self._saved: int | None = None
+        self._sinks: list[Sink] = []
+
+    def fit(self) -> Outcome:
+        """Train to the end, or until a signal, --exit-interval or --exit-duration-in-mins; save; say how to go on.
+
+        Raises:
+            ValueError: a checkpoint that is damaged or belongs to another run; rows that cannot be read; a loss that
+                is not finite under `--on-nan stop`.
+            OSError: the disk is full or not writable.
+        """
+        begin = time.monotonic()
+        self.checkpoints.prepare()
+        self._restore()
+        self._open_sinks()
+        batches = self._open_batches()
+        try:
+            with StopRequest() as request:
+                reason = self._run(batches, request, begin)
+        finally:
+            batches.close()
+            for sink in self._sinks:
+                sink.close()
+        self._draw()
+        finished = self.progress.step >= self.steps
+        self.say(reason)
+        return Outcome(self.progress.step, finished, reason, self.evaluation, self.checkpoints.named("latest"))
+
+    def _run(self, batches: Batches, request: StopRequest, begin: float) -> str:
+        """Steps and what is due between them; returns why it ended."""
+        progress, options = self.progress, self.options
+        session_begin = progress.step
+        while True:
+            self._evaluate_if_due(request)
+            why = self._why_stop(request, begin, session_begin)
+            due = options.save_interval is not None and progress.step % options.save_interval == 0
+            if (why or due) and progress.step and self._saved != progress.step:
+                self.save()
+            if why:
+                return why
+            self._step(batches)
+
+    def _why_stop(self, request: StopRequest, begin: float, session_begin: int) -> str:
+        """One line for the user when the run is to end now; empty when it goes on."""
+        step, options = self.progress.step, self.options
+        if step >= self.steps:
+            return f"finished {step} steps; run folder: {self.folder}"
+        go_on = f"saved in {self.folder}; the same command goes on from there"
+        if request.name:
+            return f"stopped by {request.name} after step {step}/{self.steps}; {go_on}"
+        if options.exit_interval and step > session_begin and step % options.exit_interval == 0:
+            return f"stopped by --exit-interval after step {step}/{self.steps}; {go_on}"
+        minutes = options.exit_duration_in_mins
+        if minutes is not None and time.monotonic() - begin >= 60 * minutes:
+            return f"stopped by --exit-duration-in-mins after step {step}/{self.steps}; {go_on}"
+        return ""
+
+    def _step(self, batches: Batches) -> None:
+        """One update, its accounting, and a line of metrics when due."""
+        progress = self.progress
+        begin, waited = time.perf_counter(), batches.waited
+        micro_batches = next(batches)
+        tokens = sum(self.count_tokens(batch) for batch in micro_batches)
+        learning_rate = self.schedule(progress.learned)
+        report = self.train_step(micro_batches, learning_rate)
+        seconds, waited = time.perf_counter() - begin, batches.waited - waited
+        if report.fault and self.options.on_nan == "stop":
+            latest = self.checkpoints.named("latest")
+            newest = f"newest checkpoint: {latest}" if latest else "there is no checkpoint yet"
+            raise ValueError(
+                f"step {progress.step + 1}: {report.fault}; the weights were not changed by it ({newest}). "
+                "Try a lower --lr or a longer --warmup; --on-nan skip passes over such steps"
+            )
+        progress.step += 1
+        progress.samples += self.rows
+        if not report.skipped:
+            progress.learned += self.rows
+        self.meter.add(report, tokens, seconds, waited)
+        if progress.step % self.options.log_interval == 0 or progress.step == self.steps:
+            self._write(
+                self.meter.line(
+                    step=progress.step,
+                    samples=progress.samples,
+                    learning_rate=learning_rate,
+                    loss_scale=report.loss_scale,
+                    left=self.steps - progress.step,
+                )
+            )
+
+    def _evaluate_if_due(self, request: StopRequest) -> None:
+        """Evaluate at multiples of --eval-interval and at the end; save when the loss is the lowest so far."""
+        progress, interval = self.progress, self.options.eval_interval
+        due = progress.step == self.steps or (interval > 0 and progress.step % interval == 0)
+        if self.valid_rows is None or not due or progress.evaluated == progress.step:
+            return
+        evaluation = self.evaluate(self.valid_rows, stop=lambda: request.name is not None)
+        if evaluation is None:
+            # Given up for a signal: the resumed run, finding it undone, makes it first.
+            return
+        self.evaluation = evaluation
+        progress.evaluated = progress.step
+        self._write({"step": progress.step, "samples": progress.samples, **evaluation.record()})
+        if progress.best is None or evaluation.loss < progress.best:
+            progress.best = evaluation.loss
+            if self.options.save_best:
+                self.save(best=True)
+
+    def evaluate(self, rows: Rows, *, stop: Callable[[], bool] | None = None) -> Evaluation | None:
+        """Losses and accuracies on the first --eval-iters x --eval-batch-size of the rows; None when given up."""
+        size = self.options.eval_batch_size or self.options.batch_size
+        batches = evaluation_batches(
+            rows, batch=size, limit=size * self.options.eval_iters, workers=self.options.num_workers, device=self.device
+        )
+        return evaluate(self.model, self.objective, batches, device=self.device, stop=stop)
+
+    def save(self, *, best: bool = False) -> Path:
+        """Write a checkpoint of this moment.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        weights = self.train_step.weights
+        for sink in self._sinks:
+            sink.sync()
+        snapshot = resume.Snapshot(
+            weights=weights.state(),
+            identity=self.identity,
+            state={
+                "progress": asdict(self.progress),
+                "meter": self.meter.state(),
+                "scaler": self.train_step.scaler.state(),
+            },
+        )
+        if self.options.save_optim:
+            snapshot.optimizer = resume.optimizer_tensors(self.train_step.optimizer, weights.masters)
+        if self.options.save_rng:
+            snapshot.random = resume.random_state(self.device)
+        path = self.checkpoints.save(self.progress.step, snapshot, best=best)
+        self._saved = self.progress.step
+        return path
+
+    def _restore(self) -> None:
+        """Go on from the run folder's newest checkpoint, else from --load, else from the beginning."""
+        load, latest = self.options.load, self.checkpoints.named("latest")
+        inside = load is not None and load.resolve().is_relative_to(self.folder.resolve())
+        if latest is not None and (load is None or not inside):
+            if load is not None:
+                self.say(f"{self.folder} already holds checkpoints: going on from them, not from {load}")
+            self._load(latest, whole=True, own=True)
+        elif load is not None and not (inside and latest is None and load.resolve() == self.folder.resolve()):
+            self._load(resume.find(load), whole=not self.options.finetune, own=inside)
+
+    def _load(self, path: Path, *, whole: bool, own: bool) -> None:
+        """Take a checkpoint: all of it when `whole`, else the weights. `own`: it lies in this run's folder."""
+        snapshot = resume.read(path)
+        weights = self.train_step.weights
+        resume.check_weights(weights.state(), snapshot.weights, path)
+        weights.load(snapshot.weights)
+        if not whole:
+            self.say(f"starting from the weights of {path}")
+            return
+        resume.check_identity(self.identity, snapshot.identity, path)
+        self.progress = Progress(**snapshot.state["progress"])
+        self.meter.load(snapshot.state["meter"])
+        self.train_step.scaler.load(snapshot.state["scaler"])
+        if self.options.load_optim:
+            self._need(snapshot.optimizer, "optimizer state", "--no-load-optim", path)
+            resume.load_optimizer(self.train_step.optimizer, weights.masters, snapshot.optimizer, path)
+        if self.options.load_rng:
+            self._need(snapshot.random, "random state", "--no-load-rng", path)
+            resume.set_random_state(snapshot.random, self.device)
+        if own:
+            self._saved = self.progress.step
+            self.checkpoints.point("latest", self.progress.step)
+        self.say(f"going on from {path}, step {self.progress.step}/{self.steps}")
+
+    @staticmethod
+    def _need(tensors: Mapping[str, Any], what: str, flag: str, path: Path) -> None:
+        if not tensors:
+            raise ValueError(f"{path} was saved without its {what}; {flag} goes on without it")
+
+    def _open_sinks(self) -> None:
+        self._sinks = [
+            Console(self.steps, self.say),
+            JsonLines(self.folder / "metrics.jsonl", after=self.progress.step),
+        ]
+        if self.options.tensorboard:
+            try:
+                place = self.options.tensorboard_dir or self.folder / "tensorboard"
+                self._sinks.append(TensorBoard(place, after=self.progress.step))
+            except ImportError:
+                # Not installed: the option's help says that there are no events then.
+                return
+
+    def _open_batches(self) -> Batches:
+        start = self.progress.samples
+        left = max(0, self.steps - self.progress.step)
+        return Batches(
+            self.train_rows,
+            micro_batch=self.options.batch_size,
+            global_batch=self.rows,
+            start=start,
+            stop=start + left * self.rows,
+            workers=self.options.num_workers,
+            device=self.device,
+        )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(record)
+
+    def _draw(self) -> None:
+        draw_losses(self.folder / "metrics.jsonl", self.folder / "loss.png")

@@ -1,0 +1,237 @@
+"""What a user can choose about a training run. Nothing heavy is imported here, so that `--help` is instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megabert.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Batches and the length of the run."""
+
+    batch_size: int = option(
+        4,
+        "rows in one forward pass (Megatron's micro-batch); memory grows with it, the result does not depend on it",
+        aliases=("micro-batch-size",),
+        example="32",
+        minimum=1,
+    )
+    global_batch_size: int | None = option(
+        None,
+        "rows in one update of the weights: a multiple of --batch-size, whose gradients are added up; left out, "
+        "--batch-size",
+        example="256",
+        minimum=1,
+    )
+    train_iters: int = option(
+        1_000_000, "updates of the weights in the whole run", aliases=("max-steps",), example="20000", minimum=1
+    )
+    train_samples: int | None = option(
+        None,
+        "length of the run in rows instead of updates; takes the place of --train-iters, and learning rates are then "
+        "given in samples too (--lr-decay-samples, --lr-warmup-samples)",
+        example="64000000",
+        minimum=1,
+    )
+    seed: int = option(
+        1234, "seed of the initial weights, the sample order, the masking and the dropout", example="7", minimum=0
+    )
+    eval_batch_size: int | None = option(
+        None, "rows in one forward pass of an evaluation; left out, --batch-size", example="64", minimum=1
+    )
+    num_workers: int = option(
+        2,
+        "processes that prepare rows ahead of the training; 0 prepares them between the steps; the result does not "
+        "depend on it",
+        example="1",
+        minimum=0,
+        maximum=256,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """Optimizer and learning rate."""
+
+    optimizer: Literal["adam", "lamb", "sgd"] = option(
+        "adam", "adam is AdamW (decoupled weight decay), lamb is for very large batches, sgd has momentum"
+    )
+    lr: float = option(1e-4, "highest learning rate", example="6e-4", above=0)
+    min_lr: float = option(0.0, "the decay ends at this learning rate", example="1e-5", minimum=0)
+    lr_decay_style: Literal["linear", "cosine", "constant", "exponential", "inverse-square-root", "WSD"] = option(
+        "linear",
+        "shape of the way from --lr to --min-lr after the warm-up; exponential halves once over the decay, WSD (warm "
+        "up, stay, decay) falls only in its last part",
+    )
+    lr_decay_iters: int | None = option(
+        None,
+        "updates until --min-lr is reached, warm-up included; left out, the whole run",
+        example="990000",
+        minimum=1,
+    )
+    lr_decay_samples: int | None = option(
+        None, "as --lr-decay-iters, in rows; only with --train-samples", example="60000000", minimum=1
+    )
+    warmup: float = option(
+        0.01,
+        "share of the decay length in which the learning rate rises to --lr",
+        aliases=("lr-warmup-fraction",),
+        example="0.06",
+        minimum=0,
+        maximum=0.99,
+    )
+    lr_warmup_iters: int | None = option(
+        None, "length of the warm-up in updates, in place of --warmup", example="10000", minimum=0
+    )
+    lr_warmup_samples: int | None = option(
+        None, "length of the warm-up in rows, in place of --warmup; only with --train-samples", minimum=0
+    )
+    lr_warmup_init: float = option(0.0, "learning rate of the very first update, where the warm-up starts", minimum=0)
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = option(
+        "exponential", "shape of WSD's last part"
+    )
+    lr_wsd_decay_iters: int | None = option(
+        None, "length of WSD's last part in updates; left out, a tenth of the decay length", example="2000", minimum=1
+    )
+    lr_wsd_decay_samples: int | None = option(
+        None, "as --lr-wsd-decay-iters, in rows; only with --train-samples", minimum=1
+    )
+    weight_decay: float = option(
+        0.01, "decay of all weights but biases and LayerNorm, per update and unit of learning rate", minimum=0
+    )
+    clip_grad: float = option(
+        1.0, "gradients are scaled down to this global L2 norm when theirs is larger; 0 leaves them", minimum=0
+    )
+    adam_beta1: float = option(0.9, "decay of the mean of gradients (adam, lamb)", minimum=0, maximum=0.9999999)
+    adam_beta2: float = option(
+        0.999, "decay of the mean of squared gradients (adam, lamb)", minimum=0, maximum=0.9999999
+    )
+    adam_eps: float = option(1e-8, "added to the root of the mean of squares (adam, lamb)", above=0)
+    sgd_momentum: float = option(0.9, "momentum of sgd", minimum=0, maximum=0.9999999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """Number formats and memory."""
+
+    fp16: bool = option(False, "compute in float16, with float32 master weights and a loss scale")
+    bf16: bool = option(False, "compute in bfloat16, with float32 master weights")
+    fp32_layernorm: bool = option(False, "keep LayerNorm weights in float32 (with --fp16 or --bf16)")
+    fp32_embedding: bool = option(False, "keep all embedding tables in float32 (with --fp16 or --bf16)")
+    fp32_tokentypes: bool = option(False, "keep the token type table in float32 (with --fp16 or --bf16)")
+    loss_scale: float | None = option(
+        None, "fixed loss scale; left out, --fp16 finds one by itself and the other formats use none", example="1024",
+        above=0,
+    )  # fmt: skip
+    initial_loss_scale: float = option(2.0**32, "the loss scale that --fp16 starts from", example="65536", above=0)
+    min_loss_scale: float = option(
+        1.0, "the loss scale never goes below this", aliases=("min-scale",), example="128", above=0
+    )
+    loss_scale_window: int = option(
+        1000, "updates without an overflow after which the loss scale is doubled", minimum=1
+    )
+    hysteresis: int = option(2, "overflows that are passed over before the loss scale is halved", minimum=1)
+    accumulate_allreduce_grads_in_fp32: bool = option(
+        True,
+        "accepted for old command lines: gradients are always added up in float32",
+        aliases=("fp32-allreduce",),
+        hidden=True,
+    )
+    checkpoint_activations: bool = option(
+        False,
+        "compute the activations of each layer again in the backward pass instead of keeping them: less memory, about "
+        "a third more work",
+        aliases=("recompute-activations",),
+    )
+    compile: bool = option(False, "run the model through torch.compile: a slow start, then faster steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Run folder, checkpoints and reports."""
+
+    save: Path | None = option(
+        None,
+        "run folder: checkpoints, metrics, the finished model; if it already holds checkpoints, the run goes on from "
+        "the newest; left out, runs/<time>-<name>",
+        metavar="FOLDER",
+        example="runs/small",
+    )
+    save_interval: int | None = option(
+        5000, "updates between two checkpoints", aliases=("save-iters",), example="1000", minimum=1
+    )
+    keep_last: int = option(
+        2, "newest checkpoints to keep, besides the best one; 0 keeps all of them", example="5", minimum=0
+    )
+    save_best: bool = option(True, "also save when the validation loss is the lowest so far, and keep that checkpoint")
+    save_optim: bool = option(True, "store the optimizer's state in checkpoints (needed to resume exactly)")
+    save_rng: bool = option(True, "store the random state in checkpoints (needed to resume exactly)")
+    load: Path | None = option(
+        None,
+        "go on from this checkpoint: a run folder (its newest) or one of its checkpoints/step-* folders",
+        metavar="FOLDER",
+        example="runs/small/checkpoints/step-00010000",
+    )
+    load_optim: bool = option(True, "take the optimizer's state from the checkpoint")
+    load_rng: bool = option(True, "take the random state from the checkpoint")
+    finetune: bool = option(
+        False, "take only the weights from --load, and start at step 0 with a fresh optimizer, schedule and data"
+    )
+    log_interval: int = option(100, "updates between two lines of metrics", example="10", minimum=1)
+    eval_interval: int = option(
+        1000, "updates between two evaluations on the validation rows; 0 evaluates only at the end", minimum=0
+    )
+    eval_iters: int = option(100, "batches of --eval-batch-size rows in one evaluation; 0 never evaluates", minimum=0)
+    exit_interval: int | None = option(
+        None, "save and stop at the first multiple of this many updates", example="5000", minimum=1
+    )
+    exit_duration_in_mins: float | None = option(
+        None, "save and stop after this many minutes (for queues with a time limit)", example="230", above=0
+    )
+    on_nan: Literal["stop", "skip"] = option(
+        "stop",
+        "when a loss or gradient is not finite: stop before the weights change, or skip the update and count it "
+        "(overflows that a loss scale is there to find are always skipped)",
+    )
+    tensorboard: bool = option(True, "write TensorBoard events too, when TensorBoard is installed")
+    tensorboard_dir: Path | None = option(
+        None, "where TensorBoard events go; left out, tensorboard/ in the run folder", metavar="FOLDER"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(BatchOptions, OptimizerOptions, PrecisionOptions, RunOptions):
+    """All that the loop reads; a command's config inherits it."""
+
+
+def steps_of(options: BatchOptions) -> int:
+    """The number of updates in the whole run, from --train-samples when given, else --train-iters.
+
+    Raises:
+        ValueError: fewer samples than one global batch.
+    """
+    if options.train_samples is None:
+        return options.train_iters
+    rows = rows_of(options)
+    if options.train_samples < rows:
+        raise ValueError(f"--train-samples: {options.train_samples} is less than one global batch of {rows} rows")
+    return options.train_samples // rows
+
+
+def rows_of(options: BatchOptions) -> int:
+    """The number of rows in one update.
+
+    Raises:
+        ValueError: --global-batch-size is not a multiple of --batch-size.
+    """
+    rows = options.global_batch_size or options.batch_size
+    if rows % options.batch_size:
+        raise ValueError(
+            f"--global-batch-size: {rows} is not a multiple of --batch-size {options.batch_size}; "
+            f"the next one is {-(-rows // options.batch_size) * options.batch_size}"
+        )
+    return rows

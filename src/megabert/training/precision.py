@@ -1,0 +1,188 @@
+"""Weights in half precision with float32 masters beside them; in float32 there are no copies.
+
+The model computes with its own weights (bfloat16 or float16, or float32 where a flag keeps them so). The optimizer
+only ever sees the masters: for a half weight a float32 copy, for a float32 weight the weight itself. Gradients are
+added up in float32, whatever the weights are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megabert.training.options import PrecisionOptions
+
+_NORM = re.compile(r"layernorm|layer_norm|rmsnorm", re.IGNORECASE)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is a normalisation layer, by its class or its class's name."""
+    return isinstance(module, nn.LayerNorm) or _NORM.search(type(module).__name__) is not None
+
+
+def half_of(options: PrecisionOptions) -> torch.dtype | None:
+    """The half format that --fp16 or --bf16 asks for; None for float32.
+
+    Raises:
+        ValueError: both flags.
+    """
+    if options.fp16 and options.bf16:
+        raise ValueError("--fp16 and --bf16 exclude each other: give one of them")
+    return torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else None
+
+
+class Weights:
+    """The trainable weights of a model by name, each with the float32 tensor that the optimizer changes.
+
+    Making one converts the model in place (parameter objects stay, so ties stay tied). Tied weights occur once, under
+    the first of their names.
+    """
+
+    def __init__(self, model: nn.Module, options: PrecisionOptions):
+        self.model = model
+        self.half = half_of(options)
+        kept = _kept_modules(model, options) if self.half is not None else []
+        whole = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
+        self.masters: dict[str, nn.Parameter] = {}
+        self._half_weights: list[Tensor] = []
+        self._half_masters: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            self._add(name, parameter, whole)
+        if self.half is not None:
+            self._cast_buffers(kept)
+            for module in (module for module in model.modules() if _mixes(module, self.half)):
+                _bridge(module, self.half)
+        self.publish()
+
+    def _add(self, name: str, parameter: nn.Parameter, whole: set[int]) -> None:
+        if not parameter.is_floating_point():
+            return
+        target = torch.float32 if self.half is None or id(parameter) in whole else self.half
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(target)
+            return
+        exact = parameter.data.to(torch.float32)
+        parameter.data = exact if target == torch.float32 else parameter.data.to(target)
+        if target == torch.float32:
+            self.masters[name] = parameter
+            return
+        master = nn.Parameter(exact)
+        self.masters[name] = master
+        self._half_weights.append(parameter)
+        self._half_masters.append(master)
+
+    def _cast_buffers(self, kept: list[nn.Module]) -> None:
+        exempt = {id(module) for module in kept}
+        for module in self.model.modules():
+            if id(module) in exempt:
+                continue
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(self.half)
+
+    @torch.no_grad()
+    def collect(self, *, first: bool) -> None:
+        """Move the gradients of half weights into their masters' (float32): set them when `first`, else add them."""
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        for weight, master in zip(self._half_weights, self._half_masters, strict=True):
+            if weight.grad is None:
+                if first:
+                    # Unused in this batch: the gradient of the last step must not be taken again.
+                    master.grad = None
+                continue
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            sources.append(weight.grad)
+            targets.append(master.grad)
+            weight.grad = None
+        if not sources:
+            return
+        if first:
+            torch._foreach_copy_(targets, sources)
+        else:
+            torch._foreach_add_(targets, sources)
+
+    def clear(self) -> None:
+        """Forget all gradients, but keep the memory of the masters' for the next step."""
+        for weight in self._half_weights:
+            weight.grad = None
+        kept = {id(master) for master in self._half_masters}
+        for master in self.masters.values():
+            if id(master) not in kept:
+                master.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """The float32 gradients that the last backward passes left."""
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the half weights."""
+        if self._half_weights:
+            torch._foreach_copy_(self._half_weights, self._half_masters)
+
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers that belong to the model's state, by name."""
+        persistent = self.model.state_dict(keep_vars=True)
+        return ((name, buffer) for name, buffer in self.model.named_buffers() if name in persistent)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything to store of the model: float32 trainable weights, other weights and buffers as they are."""
+        tensors = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        tensors.update({name: buffer.detach() for name, buffer in self.buffers()})
+        tensors.update({name: master.detach() for name, master in self.masters.items()})
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take the tensors of `state` (names and shapes checked by the caller), and publish them."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+        self.publish()
+
+
+def _kept_modules(model: nn.Module, options: PrecisionOptions) -> list[nn.Module]:
+    """The modules whose own weights stay float32."""
+    kept = []
+    for name, module in model.named_modules():
+        token_types = isinstance(module, nn.Embedding) and re.search(r"token_?type", name, re.IGNORECASE)
+        if (
+            (options.fp32_layernorm and is_norm(module))
+            or (options.fp32_embedding and isinstance(module, nn.Embedding))
+            or (options.fp32_tokentypes and token_types)
+        ):
+            kept.append(module)
+    return kept
+
+
+def _mixes(module: nn.Module, half: torch.dtype) -> bool:
+    """Whether a module has float32 weights of its own and must be joined to its half neighbours."""
+    own = [parameter for parameter in module.parameters(recurse=False) if parameter.is_floating_point()]
+    if not any(parameter.dtype == torch.float32 for parameter in own):
+        return False
+    # On CPU, layer_norm takes half activations with float32 weights, computes in float32 and rounds once: no casts.
+    return not (isinstance(module, nn.LayerNorm) and own[0].device.type == "cpu")
+
+
+def _bridge(module: nn.Module, half: torch.dtype) -> None:
+    """Let a float32 module read float32 and give the half format (as 2019's --fp32-layernorm and --fp32-embedding)."""
+
+    def widen(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_cast(item, torch.float32) for item in inputs)
+
+    def narrow(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return _cast(output, half)
+
+    module.register_forward_pre_hook(widen)
+    if not isinstance(module, nn.Linear):
+        # The vocabulary's logits, from the tied float32 table, stay as exact as they are.
+        module.register_forward_hook(narrow)
+
+
+def _cast(item: Any, dtype: torch.dtype) -> Any:
+    return item.to(dtype) if isinstance(item, Tensor) and item.is_floating_point() else item

@@ -1,0 +1,156 @@
+"""One update of the weights: exact under any cut of its batch, in any precision.
+
+Usable without the loop: `make_step(model, objective, options)(micro_batches, learning_rate)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megabert.training.objective import Batch, Objective, inputs_of
+from megabert.training.optim import make_optimizer
+from megabert.training.options import TrainingOptions
+from megabert.training.precision import Weights
+from megabert.training.scaler import Scaler, make_scaler
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step found.
+
+    Attributes:
+        losses: mean loss of each term over the whole batch.
+        grad_norm: global L2 norm of the gradient before clipping; NaN or infinite when it is.
+        loss_scale: the scale that the step ran under.
+        skipped: the weights were left as they were, because a loss or gradient was not finite.
+        fault: why, when that cannot be the loss scale's doing: one clause for the user; empty otherwise.
+    """
+
+    losses: dict[str, float]
+    grad_norm: float
+    loss_scale: float
+    skipped: bool
+    fault: str
+
+
+class TrainingStep:
+    """Forward, backward, unscale, clip, update.
+
+    Args:
+        forward: what is called in place of the model, e.g. the compiled model.
+        clip_grad: largest global L2 norm of the gradient; 0 for no limit.
+        device: where batches are moved to.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        scaler: Scaler,
+        *,
+        clip_grad: float,
+        device: torch.device,
+        forward: Callable[..., Any] | None = None,
+    ):
+        self.weights = weights
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.clip_grad = clip_grad
+        self.device = device
+        self.forward = forward or weights.model
+
+    def __call__(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepReport:
+        """Make one update from a batch that is cut into micro-batches. The model is in training mode."""
+        sums = self.accumulate(micro_batches)
+        gradients = self.weights.gradients()
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        # One transfer for all numbers: on a GPU this is the only place where the host waits.
+        numbers = torch.stack([*(value.float() for value in sums.values()), norm.float()]).tolist()
+        losses, norm = dict(zip(sums, numbers[:-1], strict=True)), numbers[-1]
+        scale = self.scaler.scale
+        finite_loss = all(math.isfinite(value) for value in losses.values())
+        skipped = not (finite_loss and math.isfinite(norm))
+        fault = "" if not skipped else self._fault(losses, finite_loss)
+        if not skipped:
+            self._update(gradients, norm / scale, learning_rate)
+        self.weights.clear()
+        self.scaler.update(overflow=skipped)
+        return StepReport(losses, norm / scale, scale, skipped, fault)
+
+    def accumulate(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Leave the (scaled) gradient of the whole batch in the masters; return each term's mean loss, as tensors."""
+        totals = self._totals(micro_batches)
+        losses: dict[str, Tensor] = {}
+        for index, batch in enumerate(micro_batches):
+            here = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+            outputs = self.forward(**inputs_of(self.objective, here))
+            shares = {name: value / totals[name] for name, value in self.objective.sums(outputs, here).items()}
+            loss = torch.stack(list(shares.values())).sum()
+            (loss * self.scaler.scale if self.scaler.scale != 1.0 else loss).backward()
+            self.weights.collect(first=index == 0)
+            for name, share in shares.items():
+                losses[name] = losses[name] + share.detach() if name in losses else share.detach()
+        return losses
+
+    def _totals(self, micro_batches: Sequence[Batch]) -> dict[str, int]:
+        """Predictions of each term in the whole batch, at least 1. Counted where the batch lies: no waiting."""
+        totals: dict[str, int] = {}
+        for batch in micro_batches:
+            for name, count in self.objective.counts(batch).items():
+                totals[name] = totals.get(name, 0) + int(count)
+        return {name: max(total, 1) for name, total in totals.items()}
+
+    def _fault(self, losses: dict[str, float], finite_loss: bool) -> str:
+        if not finite_loss:
+            return ", ".join(f"{name} loss is {value}" for name, value in losses.items() if not math.isfinite(value))
+        return "" if self.scaler.catches_overflow else "the gradient is not finite"
+
+    @torch.no_grad()
+    def _update(self, gradients: list[Tensor], norm: float, learning_rate: float) -> None:
+        """Unscale, clip, step on the masters, round into the model."""
+        coefficient = 1.0 / self.scaler.scale
+        if self.clip_grad > 0:
+            coefficient *= min(1.0, self.clip_grad / (norm + 1e-6))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults["fused"]
+        if coefficient != 1.0 and not fused:
+            torch._foreach_mul_(gradients, coefficient)
+        elif fused:
+            # The fused kernel divides each gradient as it reads it: one pass over the memory less.
+            divisor = torch.full((), 1.0 / coefficient, device=self.device) if coefficient != 1.0 else None
+            self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.weights.publish()
+
+
+def make_step(
+    model: nn.Module, objective: Objective, options: TrainingOptions, *, device: torch.device | None = None
+) -> TrainingStep:
+    """A step with the weights, optimizer and loss scale that the options ask for.
+
+    The model is moved to `device` (left out: it stays where it is) and converted in place.
+
+    Raises:
+        ValueError: options that exclude each other, or a model with nothing to train.
+    """
+    place = device or next(model.parameters()).device
+    model.to(place).train()
+    weights = Weights(model, options)
+    return TrainingStep(
+        weights,
+        objective,
+        make_optimizer(weights, options),
+        make_scaler(options),
+        clip_grad=options.clip_grad,
+        device=place,
+        forward=torch.compile(model) if options.compile else None,
+    )
