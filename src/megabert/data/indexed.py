@@ -100,7 +100,6 @@ class IndexedData:
 
     Attributes:
         sizes: [n] int32, tokens of each sentence.
-        offsets: [n + 1] int64, where each sentence begins, in tokens from the start of the `.bin` file.
         documents: [documents + 1] int64; document d is the sentences documents[d] up to, without, documents[d + 1].
         facts: the side file's content, or {} when there is none.
     """
@@ -195,6 +194,16 @@ class IndexedData:
         end = int(self._starts[last - 1]) // self.dtype.itemsize + int(self.sizes[last - 1])
         return self._tokens[begin:end]
 
+    def count_tokens(self, firsts: np.ndarray, lasts: np.ndarray) -> np.ndarray:
+        """Tokens of many ranges of sentences, none of them empty: [ranges] int64."""
+        firsts, ends = firsts.astype(np.int64), lasts.astype(np.int64) - 1
+        return (self._starts[ends] - self._starts[firsts]) // self.dtype.itemsize + self.sizes[ends]
+
+    def digest(self) -> str:
+        """A short name for the content: equal data, equal digest (of the index alone where there are no checksums)."""
+        index = zlib.crc32(with_suffix(self.prefix, ".idx").read_bytes())
+        return f"{index:08x}-{self.num_tokens}-{zlib.crc32(repr(self.facts.get('token_crc32')).encode()):08x}"
+
     def largest_id(self) -> int | None:
         """The largest id of the data: from the side file, else by reading it; None where it is too long to read."""
         if "largest_id" in self.facts:
@@ -239,4 +248,36 @@ def verify(path: str | Path) -> dict[str, Any]:
         "tokens": data.num_tokens,
         "dtype": data.dtype.name,
         "checksums": bool(data.facts),
+    }
+
+
+def describe(path: str | Path, examples: int = 3) -> dict[str, Any]:
+    """Numbers for a person: `verify`'s facts, the tokenizer's fingerprint, histograms of lengths, a few documents' ids.
+
+    Raises:
+        ValueError: as `IndexedData`.
+    """
+    data = IndexedData(path)
+    document_lengths = np.diff(np.concatenate([[0], np.cumsum(data.sizes, dtype=np.int64)])[data.documents])
+
+    def histogram(lengths: np.ndarray) -> dict[str, Any]:
+        top = int(np.percentile(lengths, 99)) + 1 if len(lengths) else 1
+        counts, edges = np.histogram(np.minimum(lengths, top), bins=16, range=(0, top))
+        mean = float(lengths.mean()) if len(lengths) else 0.0
+        return {"mean": mean, "largest": int(lengths.max(initial=0)), "edges": edges.tolist(), "counts": counts.tolist()}
+
+    return {
+        "prefix": str(data.prefix),
+        "documents": data.num_documents,
+        "sentences": len(data),
+        "tokens": data.num_tokens,
+        "dtype": data.dtype.name,
+        "checksums": bool(data.facts),
+        "tokenizer": data.facts.get("tokenizer", ""),
+        "sentence_lengths": histogram(data.sizes),
+        "document_lengths": histogram(document_lengths),
+        "examples": [
+            data.tokens(int(data.documents[number]), int(data.documents[number + 1])).tolist()
+            for number in range(min(examples, data.num_documents))
+        ],
     }

@@ -69,9 +69,6 @@ class DataOptions:
     pack: bool = option(
         False, "fill each row with several samples, so that nearly no position is padding; attention stays inside a sample"
     )
-    num_workers: int = option(
-        2, "processes that prepare samples (0: prepare them in the training process)", minimum=0, maximum=256, example="4"
-    )
     data_cache_path: Path | None = option(
         None, "folder for tokenized text and maps of samples, shared by runs; by default beside the run", example="cache"
     )

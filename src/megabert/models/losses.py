@@ -67,8 +67,8 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED)
         raise ValueError(f"labels of shape {list(labels.shape)} do not fit logits of shape {list(logits.shape)}")
     if ignored != IGNORED:
         labels = labels.masked_fill(labels == ignored, IGNORED)
-    result = SummedCrossEntropy.apply(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long())
-    return result  # type: ignore[return-value]
+    rows = logits.reshape(-1, logits.shape[-1])
+    return SummedCrossEntropy.apply(rows, labels.reshape(-1).long())  # type: ignore[return-value]
 
 
 def counted(labels: Tensor, ignored: int = IGNORED) -> Tensor:
@@ -82,10 +82,8 @@ def mean_of_sum(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor |
     Args:
         num_items_in_batch: what Transformers' `Trainer` counts over all micro-batches of a step.
     """
-    divisor = count if num_items_in_batch is None else num_items_in_batch
-    if isinstance(divisor, Tensor):
-        return total / divisor.to(total.device).clamp_min(1)
-    return total / max(divisor, 1)
+    divisor = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch, device=total.device)
+    return total / divisor.clamp_min(1)
 
 
 def classification_loss(

@@ -7,6 +7,8 @@ forbidden then gives the mean of the values, as in Transformers' eager mathemati
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import MegatronBertConfig
@@ -52,9 +54,7 @@ def allowed_places(attention_mask: Tensor) -> Tensor:
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `allowed`, the least number of `dtype` elsewhere; same shape."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def same_sample(sample_ids: Tensor) -> Tensor:
@@ -119,6 +119,15 @@ def own_mask(
     return additive(allowed, dtype)
 
 
+def _within(sample_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """`same_sample` as a function of indices, the form in which Transformers builds masks."""
+
+    def same(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sample_ids[batch, query] == sample_ids[batch, key]
+
+    return same
+
+
 def foreign_mask(
     config: MegatronBertConfig,
     hidden: Tensor,
@@ -139,7 +148,7 @@ def foreign_mask(
     Raises:
         ValueError: a mask of three dimensions, or `sample_ids`, for FlashAttention, which takes neither.
     """
-    kernel = config._attn_implementation
+    kernel = config._attn_implementation or "sdpa"
     past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     if kernel not in ALL_MASK_ATTENTION_FUNCTIONS:
         return own_mask(
@@ -155,18 +164,11 @@ def foreign_mask(
         )
     if attention_mask is not None and isinstance(attention_mask, Tensor) and attention_mask.dim() == 3:
         attention_mask = allowed_places(attention_mask)
-    within = None
-    if sample_ids is not None:
-        ids = sample_ids
-
-        def within(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return ids[batch, query] == ids[batch, key]
-
     make = create_causal_mask if causal else create_bidirectional_mask
     return make(
         config=config,
         inputs_embeds=hidden,
         attention_mask=attention_mask,
         past_key_values=past_key_values,
-        and_mask_function=within,
+        and_mask_function=None if sample_ids is None else _within(sample_ids),
     )

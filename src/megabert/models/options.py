@@ -25,11 +25,12 @@ class ModelOptions:
         512, "positions that have an embedding: the longest sample, in tokens", example="1024", minimum=1
     )
     hidden_dropout: float = option(
-        0.1, "probability of dropping an element after the embedding, the attention and the MLP", minimum=0, maximum=0.99
+        0.1,
+        "probability of dropping an element after the embedding, the attention and the MLP",
+        minimum=0,
+        maximum=0.99,
     )
-    attention_dropout: float = option(
-        0.1, "probability of dropping an attention weight", minimum=0, maximum=0.99
-    )
+    attention_dropout: float = option(0.1, "probability of dropping an attention weight", minimum=0, maximum=0.99)
     layernorm_epsilon: float = option(
         1e-5, "added to the variance in each LayerNorm", aliases=("norm-epsilon",), example="1e-12", above=0
     )
@@ -51,7 +52,7 @@ class ModelOptions:
     openai_gelu: bool = option(False, "the tanh approximation of GELU in the MLP and in the head (wins over --gelu)")
     bias_gelu_fusion: bool | None = option(
         None,
-        "Megatron's fused kernel, which means its numerics here: on is --gelu tanh, off is --gelu erf (wins over --gelu)",
+        "Megatron's fused kernel, here its numerics: on means --gelu tanh, off means --gelu erf (wins over --gelu)",
     )
     apply_residual_connection_post_layernorm: bool = option(
         False, "take the residual from the output of each LayerNorm instead of its input"

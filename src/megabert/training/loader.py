@@ -23,11 +23,11 @@ class Rows(Protocol):
     """A map-style set of rows: dicts of numpy arrays whose shapes do not differ between rows."""
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """The number of rows in one pass: an evaluation reads no more."""
         ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Row `index`."""
+        """Row `index`, any number from 0 on: training goes over the data as often as it must."""
         ...
 
 
@@ -94,9 +94,6 @@ class Batches:
 
     Attributes:
         waited: seconds that the reader waited for rows so far.
-
-    Raises:
-        ValueError: fewer rows than `stop`.
     """
 
     def __init__(
@@ -111,11 +108,6 @@ class Batches:
         device: torch.device,
     ):
         assert global_batch % micro_batch == 0 and (stop - start) % global_batch == 0
-        if stop > len(rows):
-            raise ValueError(
-                f"the training data has {len(rows):,} rows, and the run reads {stop:,}: "
-                "lower --train-iters or the batch size, or give more data"
-            )
         self.per_update = global_batch // micro_batch
         self.waited = 0.0
         self._batches = iter(_make_loader(rows, _Cuts(start, stop, micro_batch), workers, device))

@@ -21,17 +21,20 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from megabert.models.bert.config import settings
+from megabert.models.bert.heads import MegatronBertLMPredictionHead
 from megabert.models.bert.layers import (
     LayerNorm,
     MegatronBertEmbeddings,
     MegatronBertLayer,
-    MegatronBertOutput,
     MegatronBertPooler,
-    MegatronBertSelfOutput,
+    OutputLinear,
 )
 from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask
 
 logger = logging.get_logger(__name__)
+
+UNDIVIDED = ["MegatronBertEmbeddings", "MegatronBertLayer"]
+"""Modules that `device_map` keeps on one device."""
 
 
 class MegatronBertEncoder(nn.Module):
@@ -110,25 +113,26 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["MegatronBertEmbeddings", "MegatronBertLayer"]
+    _no_split_modules = UNDIVIDED
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        chosen = settings(self.config)
+        # Transformers passes over modules of other packages that hold no parameter or buffer themselves, so everything
+        # here hangs on the modules that do.
         super()._init_weights(module)
-        if isinstance(module, MegatronBertEmbeddings):
-            positions = torch.arange(module.position_ids.shape[-1]).expand((1, -1))
-            init.copy_(module.position_ids, positions)
-        elif isinstance(module, nn.Linear | nn.Embedding) and chosen.xavier_uniform_init:
+        chosen = settings(self.config)
+        if isinstance(module, nn.Linear | nn.Embedding) and chosen.xavier_uniform_init:
             init.xavier_uniform_(module.weight)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, MegatronBertSelfOutput | MegatronBertOutput):
-            if chosen.scaled_output_init and not chosen.xavier_uniform_init:
-                std = self.config.initializer_range / math.sqrt(2.0 * self.config.num_hidden_layers)
-                init.normal_(module.dense.weight, mean=0.0, std=std)
-        elif isinstance(getattr(module, "bias", None), nn.Parameter) and hasattr(module, "decoder"):
-            init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, OutputLinear) and chosen.scaled_output_init:
+            std = self.config.initializer_range / math.sqrt(2.0 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, MegatronBertEmbeddings):
+            positions = torch.arange(module.position_ids.shape[-1]).expand((1, -1))
+            init.copy_(module.position_ids, positions)
+        elif isinstance(module, MegatronBertLMPredictionHead) and module.bias is not None:
+            init.zeros_(module.bias)
 
 
 def tuple_or_output(output: Any, return_dict: bool | None, config: MegatronBertConfig) -> Any:
@@ -221,8 +225,7 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
 
         Args:
             input_ids: [batch, seq]; or `inputs_embeds` [batch, seq, hidden].
-            attention_mask: [batch, key], [batch, query, key] or [batch, 1, query, key]: boolean or 1 = attend;
-                floating point in four dimensions is added to the scores. None: everything may be seen.
+            attention_mask: as `masks.own_mask`: usually [batch, key], 1 = attend.
             token_type_ids, position_ids: [batch, seq]; zeros and 0, 1, ... when left out.
             encoder_hidden_states, encoder_attention_mask: [batch, key, hidden] and [batch, key], for cross attention.
             past_key_values: keys and values of earlier calls.
@@ -238,12 +241,12 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
         Raises:
             ValueError: both or none of `input_ids` and `inputs_embeds`, masks of a wrong shape, too long sequences.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, and not both")
         config = self.config
         output_attentions = bool(config.output_attentions if output_attentions is None else output_attentions)
-        hidden_wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states_wanted = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         use_cache = bool(config.is_decoder and (config.use_cache if use_cache is None else use_cache))
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
         if input_ids is not None and sample_ids is None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         hidden = self.embeddings(
@@ -257,18 +260,12 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
         )  # fmt: skip
         encoded = self.encoder(
             hidden, mask, encoder_hidden_states, cross_mask, past_key_values, use_cache, output_attentions,
-            bool(hidden_wanted), **kwargs,
+            states_wanted, **kwargs,
         )  # fmt: skip
         sequence = encoded.last_hidden_state
-        pooled = self.pooler(sequence, sample_starts) if self.pooler is not None else None
         output = BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=sequence,
-            pooler_output=pooled,
-            past_key_values=encoded.past_key_values,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            cross_attentions=encoded.cross_attentions,
+            **{**encoded, "pooler_output": None if self.pooler is None else self.pooler(sequence, sample_starts)}
         )
         if config.return_dict if return_dict is None else return_dict:
             return output
-        return (sequence, pooled, *output.to_tuple()[1 if pooled is None else 2 :])
+        return (sequence, output.pooler_output, *output.to_tuple()[1 if self.pooler is None else 2 :])

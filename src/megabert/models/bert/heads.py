@@ -17,6 +17,9 @@ TIED = {
 }
 """Parameter -> the one it is, when embeddings are tied."""
 
+UNREAD = [r"cls\.predictions\.bias"]
+"""What Transformers writes for untied embeddings and nobody reads."""
+
 
 class MegatronBertPredictionHeadTransform(nn.Module):
     """A matrix, an activation, a LayerNorm."""
@@ -35,8 +38,8 @@ class MegatronBertPredictionHeadTransform(nn.Module):
 class MegatronBertLMPredictionHead(nn.Module):
     """Transform, then a score for each entry of the vocabulary.
 
-    Tied, the matrix is the word embedding and its bias is `bias`. Untied, the matrix has both for itself and there is no
-    `bias`: Transformers keeps one that nothing reads, a parameter without gradient.
+    Tied, the matrix is the word embedding and its bias is `bias`. Untied, the matrix has both for itself and there is
+    no `bias`: Transformers keeps one that nothing reads, a parameter without gradient.
     """
 
     def __init__(self, config: MegatronBertConfig) -> None:

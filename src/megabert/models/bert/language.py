@@ -10,7 +10,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import logging
 
 from megabert.models.bert.encoder import MegatronBertModel, MegatronBertPreTrainedModel, tuple_or_output
-from megabert.models.bert.heads import TIED, MegatronBertOnlyMLMHead, rows_to_score
+from megabert.models.bert.heads import TIED, UNREAD, MegatronBertOnlyMLMHead, rows_to_score
 from megabert.models.losses import IGNORED, counted, mean_of_sum, summed_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -20,7 +20,7 @@ class MegatronBertForMaskedLM(MegatronBertPreTrainedModel):
     """The masked-word head alone, without a pooler."""
 
     _tied_weights_keys = TIED
-    _keys_to_ignore_on_load_unexpected = [r"cls\.predictions\.bias"]
+    _keys_to_ignore_on_load_unexpected = UNREAD
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__(config)
@@ -88,7 +88,7 @@ class MegatronBertForCausalLM(MegatronBertPreTrainedModel, GenerationMixin):
     """A head for the next word; the config should say `is_decoder=True`."""
 
     _tied_weights_keys = TIED
-    _keys_to_ignore_on_load_unexpected = [r"cls\.predictions\.bias"]
+    _keys_to_ignore_on_load_unexpected = UNREAD
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__(config)

@@ -1,4 +1,7 @@
-"""The parts of the encoder: embeddings, attention, MLP, layer, pooler. Names of modules are Transformers', so are the keys."""
+"""The parts of the encoder: embeddings, attention, MLP, layer, pooler.
+
+Modules have Transformers' names, and so have the keys of a state dict.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,10 @@ class LayerNorm(nn.LayerNorm):
         if input.dtype == self.weight.dtype or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+
+class OutputLinear(nn.Linear):
+    """The last matrix of a block, whose result is added to the residual: Megatron scales its initial weights down."""
 
 
 class MegatronBertEmbeddings(nn.Module):
@@ -60,7 +67,7 @@ class MegatronBertEmbeddings(nn.Module):
             ValueError: more positions than there are embeddings for.
         """
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        batch, length = words.shape[:2]
+        length = words.shape[1]
         if position_ids is None:
             end = past_key_values_length + length
             if end > self.position_embeddings.num_embeddings:
@@ -102,8 +109,8 @@ class MegatronBertSelfAttention(nn.Module):
         self, hidden_states: Tensor, encoder_hidden_states: Tensor | None, cache: Cache | None
     ) -> tuple[Tensor, Tensor]:
         crossing = encoder_hidden_states is not None
-        own = cache
-        if isinstance(cache, EncoderDecoderCache):
+        own: Cache | None = cache
+        if cache is not None and isinstance(cache, EncoderDecoderCache):
             own = cache.cross_attention_cache if crossing else cache.self_attention_cache
             if crossing and cache.is_updated.get(self.layer_idx):
                 layer = cache.cross_attention_cache.layers[self.layer_idx]
@@ -112,7 +119,7 @@ class MegatronBertSelfAttention(nn.Module):
         key, value = self._heads(self.key(source)), self._heads(self.value(source))
         if own is not None:
             key, value = own.update(key, value, self.layer_idx)
-            if crossing and isinstance(cache, EncoderDecoderCache):
+            if crossing and cache is not None and isinstance(cache, EncoderDecoderCache):
                 cache.is_updated[self.layer_idx] = True
         return key, value
 
@@ -140,7 +147,7 @@ class MegatronBertSelfAttention(nn.Module):
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
         context, weights = attend(
             self, query, key, value, attention_mask,
-            kernel="eager" if output_attentions else self.config._attn_implementation,
+            kernel="eager" if output_attentions else self.config._attn_implementation or "sdpa",
             probability=self.dropout.p if self.training else 0.0,
             scaling=self.scaling, **kwargs,
         )  # fmt: skip
@@ -152,7 +159,7 @@ class MegatronBertSelfOutput(nn.Module):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = OutputLinear(config.hidden_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
@@ -205,7 +212,7 @@ class MegatronBertOutput(nn.Module):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dense = OutputLinear(config.intermediate_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
@@ -272,7 +279,7 @@ class MegatronBertPooler(nn.Module):
         self.activation = nn.Tanh()
 
     def forward(self, hidden_states: Tensor, sample_starts: Tensor | None = None) -> Tensor:
-        """[batch, seq, hidden] -> [batch, hidden]; with `sample_starts` [batch, samples] -> [batch, samples, hidden]."""
+        """[batch, seq, hidden] -> [batch, hidden]; with starts [batch, samples] -> [batch, samples, hidden]."""
         first = hidden_states[:, 0] if sample_starts is None else places(hidden_states, sample_starts)
         return self.activation(self.dense(first))
 
@@ -282,4 +289,6 @@ def places(hidden_states: Tensor, positions: Tensor) -> Tensor:
     batch, length, width = hidden_states.shape
     offsets = torch.arange(batch, device=positions.device)[:, None] * length
     # index_select on flat rows: its backward adds whole rows, where indexing with two tensors adds single numbers.
-    return hidden_states.reshape(-1, width).index_select(0, (positions + offsets).flatten()).unflatten(0, positions.shape)
+    return (
+        hidden_states.reshape(-1, width).index_select(0, (positions + offsets).flatten()).unflatten(0, positions.shape)
+    )

@@ -9,7 +9,13 @@ from transformers.models.megatron_bert.modeling_megatron_bert import MegatronBer
 
 from megabert.models.bert.config import settings
 from megabert.models.bert.encoder import MegatronBertModel, MegatronBertPreTrainedModel, tuple_or_output
-from megabert.models.bert.heads import TIED, MegatronBertOnlyNSPHead, MegatronBertPreTrainingHeads, rows_to_score
+from megabert.models.bert.heads import (
+    TIED,
+    UNREAD,
+    MegatronBertOnlyNSPHead,
+    MegatronBertPreTrainingHeads,
+    rows_to_score,
+)
 from megabert.models.losses import counted, mean_of_sum, summed_cross_entropy
 
 
@@ -50,7 +56,7 @@ class MegatronBertForPreTraining(MegatronBertPreTrainedModel):
     """
 
     _tied_weights_keys = TIED
-    _keys_to_ignore_on_load_unexpected = [r"cls\.predictions\.bias"]
+    _keys_to_ignore_on_load_unexpected = UNREAD
 
     def __init__(self, config: MegatronBertConfig, add_binary_head: bool | None = None) -> None:
         super().__init__(config)
@@ -155,7 +161,8 @@ class MegatronBertForNextSentencePrediction(MegatronBertPreTrainedModel):
         """Score pairs: logits [batch, 2], with `sample_starts` [batch, samples, 2].
 
         Args:
-            labels: [batch], or [batch, samples]; 0 = the second segment follows the first, 1 = it does not; -100 = none.
+            labels: [batch], or [batch, samples]; 0 = the second segment follows the first, 1 = it does not;
+                -100 = none.
             num_items_in_batch: labelled pairs of the whole batch that this call is a part of.
         """
         encoded = self.bert(

@@ -21,10 +21,10 @@ class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.bert = MegatronBertModel(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     def forward(
@@ -46,8 +46,8 @@ class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):
 
         Args:
             input_ids: and the next four: as `MegatronBertModel.forward`.
-            labels: whole numbers [batch] (classes), floating point [batch, num_labels] (several labels at once), or, with
-                one label, numbers [batch] (regression). `config.problem_type` decides where it is set.
+            labels: whole numbers [batch] (classes), floating point [batch, num_labels] (several labels at once), or,
+                with one label, numbers [batch] (regression). `config.problem_type` decides where it is set.
             num_items_in_batch: label entries of the whole batch that this call is a part of.
         """
         encoded = self.bert(
@@ -92,7 +92,7 @@ class MegatronBertForMultipleChoice(MegatronBertPreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: object,
     ) -> tuple | MultipleChoiceModelOutput:
-        """Score choices: inputs [batch, choices, seq] (`inputs_embeds` [batch, choices, seq, hidden]) -> [batch, choices].
+        """Score choices: inputs [batch, choices, seq] (embeddings have one dimension more) -> [batch, choices].
 
         Args:
             labels: [batch], the right choice.
@@ -130,10 +130,10 @@ class MegatronBertForTokenClassification(MegatronBertPreTrainedModel):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.bert = MegatronBertModel(config, add_pooling_layer=False)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     def forward(
@@ -213,8 +213,8 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
         """Score spans: start and end logits, [batch, seq] each.
 
         Args:
-            start_positions, end_positions: [batch]; a position past the sequence has no part in the loss. The loss is the
-                mean of both ends' means.
+            start_positions, end_positions: [batch]; a position past the sequence has no part in the loss, which
+                is the mean of both ends' means.
         """
         encoded = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,

@@ -1,0 +1,224 @@
+"""Several samples in one row, so that nearly no position is padding.
+
+Samples are packed in windows of the shuffled map: best fit by decreasing length first, then the gaps that remain are filled
+with parts of other samples, cut at a sentence as the map itself cuts documents. Attention stays inside a sample
+(`sample_ids`), so a packed row trains as its samples would in rows of their own (cf. Krell et al. 2021, "Efficient sequence
+packing without cross-contamination", which packs whole samples only).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from megabert.data import masking
+from megabert.data.samples import Row, RowShape, SampleSet, assemble
+
+WINDOW = 4096  # samples packed together
+SHORTEST_PIECE = 16  # tokens with special ones; shorter gaps stay
+_TRIES = 8  # samples looked at for one that can be cut to a gap
+
+
+class _Piece(NamedTuple):
+    """A row of the sample map, whole or cut, with its length in tokens."""
+
+    first: int
+    last: int
+    target: int
+    length: int
+
+
+class _Bin:
+    """A row that is being filled."""
+
+    __slots__ = ("pieces", "room")
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.pieces: list[_Piece] = []
+
+    def add(self, piece: _Piece) -> None:
+        self.pieces.append(piece)
+        self.room -= piece.length
+
+
+def best_fit(pieces: Sequence[_Piece], capacity: int) -> list[_Bin]:
+    """Best fit decreasing: each piece, longest first, goes where it leaves the least room.
+
+    Bins are kept by their room, and which rooms occur is one whole number's bits: finding the best is a shift.
+    """
+    by_room: list[list[_Bin]] = [[] for _ in range(capacity + 1)]
+    occurring = 0
+    bins = []
+    for piece in sorted(pieces, key=lambda piece: -piece.length):
+        wide_enough = occurring >> piece.length
+        if wide_enough:
+            room = piece.length + (wide_enough & -wide_enough).bit_length() - 1
+            chosen = by_room[room].pop()
+            if not by_room[room]:
+                occurring ^= 1 << room
+        else:
+            chosen = _Bin(capacity)
+            bins.append(chosen)
+        chosen.add(piece)
+        by_room[chosen.room].append(chosen)
+        occurring |= 1 << chosen.room
+    return bins
+
+
+class _Cutter:
+    """Cuts pieces at sentences."""
+
+    def __init__(self, sizes: np.ndarray, least_sentences: int, specials: int) -> None:
+        self._sizes = memoryview(np.array(sizes, np.int32))
+        self._least, self._specials = least_sentences, specials
+
+    def cut(self, piece: _Piece, length: int) -> tuple[_Piece, _Piece] | None:
+        """A first part of exactly `length` tokens (its last sentence is truncated) and the rest, or None."""
+        target = length - self._specials
+        tokens, last = 0, piece.first
+        while last < piece.last and (tokens < target or last < piece.first + self._least):
+            tokens += self._sizes[last]
+            last += 1
+        if tokens < target or piece.last - last < self._least:
+            return None
+        rest = min(sum(self._sizes[last : piece.last]), piece.target)
+        return (
+            _Piece(piece.first, last, target, length),
+            _Piece(last, piece.last, piece.target, rest + self._specials),
+        )
+
+
+def _fill_gaps(bins: list[_Bin], cutter: _Cutter, capacity: int) -> tuple[list[_Bin], list[_Piece]]:
+    """Dissolve the emptiest bins into the gaps of the others.
+
+    Returns:
+        the filled bins, and pieces that found no place.
+    """
+    bins = sorted(bins, key=lambda one: one.room)
+    done: list[_Bin] = []
+    pool: list[_Piece] = []
+    receiver, donor = 0, len(bins) - 1
+    while receiver <= donor:
+        one = bins[receiver]
+        receiver += 1
+        if capacity // 128 < one.room < SHORTEST_PIECE and len(one.pieces) > 1:
+            smallest = min(one.pieces, key=lambda piece: piece.length)  # the gap is too short: make it longer
+            one.pieces.remove(smallest)
+            one.room += smallest.length
+            pool.append(smallest)
+        while one.room >= SHORTEST_PIECE:
+            if not pool:
+                if donor < receiver:
+                    break
+                pool += bins[donor].pieces
+                donor -= 1
+            if not _take_from(pool, one, cutter):
+                if donor < receiver:
+                    break
+                pool += bins[donor].pieces
+                donor -= 1
+                if not _take_from(pool, one, cutter):
+                    break
+        done.append(one)
+    if done and done[-1].room > capacity // 8:  # the last one may be half empty: it goes on to the next window
+        pool += done.pop().pieces
+    return done, pool
+
+
+def _take_from(pool: list[_Piece], one: _Bin, cutter: _Cutter) -> bool:
+    """Move a whole piece that fits, or a part cut to the gap, from the end of the pool; False where none would do."""
+    for place in range(len(pool) - 1, max(len(pool) - 1 - _TRIES, -1), -1):
+        piece = pool[place]
+        if piece.length == one.room or piece.length + SHORTEST_PIECE <= one.room:
+            one.add(pool.pop(place))
+            return True
+        if piece.length > one.room and (parts := cutter.cut(piece, one.room)):
+            one.add(parts[0])
+            pool[place] = parts[1]
+            return True
+    return False
+
+
+def pack(pieces: Sequence[_Piece], capacity: int, cutter: _Cutter, seed: int) -> Iterator[list[_Piece]]:
+    """Rows of pieces, window by window; inside a window the rows come in random order."""
+    left: list[_Piece] = []
+    for number, begin in enumerate(range(0, len(pieces), WINDOW)):
+        bins, left = _fill_gaps(best_fit([*left, *pieces[begin : begin + WINDOW]], capacity), cutter, capacity)
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed % (1 << 64), number], np.uint64)))
+        for place in generator.permutation(len(bins)).tolist():
+            yield bins[place].pieces
+    for one in best_fit(left, capacity):
+        yield one.pieces
+
+
+class PackedSampleSet:
+    """Rows of several samples each; otherwise as `SampleSet`, from whose map the samples come.
+
+    `len` is the number of rows that the map fills; indices beyond it are valid and begin again with other masks.
+    """
+
+    def __init__(self, samples: SampleSet) -> None:
+        """Pack the whole map of `samples`."""
+        self.samples = samples
+        self.seed, self.name, self.data, self.options = samples.seed, samples.name, samples.data, samples.options
+        capacity = samples.shape.positions
+        cutter = _Cutter(samples.data.sizes, 2 if samples.paired else 1, samples.specials)
+        table = np.column_stack([samples.map.astype(np.int64), samples.lengths()])
+        rows = pack([_Piece(*row) for row in table.tolist()], capacity, cutter, samples.seed)
+        pieces: list[_Piece] = []
+        borders = [0]
+        for row in rows:
+            pieces += row
+            borders.append(len(pieces))
+        self._pieces = np.array(pieces, np.int64).reshape(-1, 4)
+        self._borders = np.array(borders, np.int64)
+        self.shape = RowShape(capacity, self._most_predictions(), int(np.diff(self._borders).max()))
+
+    def _most_predictions(self) -> int:
+        """The most places to predict in any row, rounded up to a multiple of 8."""
+        most, share = self.samples.most_predictions, self.options.mask_prob
+        quotas = np.array([masking.quota(length, target, share, most) for *_, target, length in self._pieces.tolist()])
+        return -(-int(np.add.reduceat(quotas, self._borders[:-1]).max()) // 8) * 8
+
+    def reshaped(self, shape: RowShape) -> PackedSampleSet:
+        """The same rows in arrays of another, larger shape."""
+        other = copy.copy(self)
+        other.shape = shape
+        return other
+
+    def __len__(self) -> int:
+        """Rows that one pass over the map fills."""
+        return len(self._borders) - 1
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows in order, once."""
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index`; any index from 0 on."""
+        again, place = divmod(index, len(self))
+        first, last = int(self._borders[place]), int(self._borders[place + 1])
+        shift = again * len(self._pieces)
+        parts = [self.samples.sample(self._pieces[number, :3], number + shift) for number in range(first, last)]
+        return assemble(parts, self.shape, self.samples.vocabulary.pad_id)
+
+    @property
+    def fill(self) -> float:
+        """Share of the positions that hold a token."""
+        return float(self._pieces[:, 3].sum() / (len(self) * self.shape.positions))
+
+    def describe(self, examples: int = 3) -> dict[str, Any]:
+        """`SampleSet.describe`, with the rows, their fill and the mean number of samples in a row."""
+        lengths = self._pieces[:, 3]
+        return {
+            **self.samples.describe(examples),
+            "rows": len(self),
+            "samples": len(lengths),
+            "tokens": int(lengths.sum()),
+            "fill": self.fill,
+            "samples_per_row": len(lengths) / len(self),
+        }

@@ -1,0 +1,227 @@
+"""Which sentences make a sample: Megatron's sample map, and the cut of a sample into its two segments.
+
+The map is a list of (first sentence, one past the last, most tokens), in the order of training. It is Megatron-LM's `build_mapping`
+(megatron/data/helpers.cpp) number for number. What is done with a sample's tokens afterwards is in `samples.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+LONGEST_SENTENCE = 512  # tokens; Megatron leaves out documents with a longer sentence
+_TWIST_SHIFT = 156
+_TWIST_SIZE = 312
+
+
+def draws_32(seed: int, block: int = 1 << 16) -> Iterator[np.ndarray]:
+    """The outputs of C++'s `std::mt19937(seed)`, in blocks of uint32."""
+    state = np.random.RandomState(seed)
+    while True:
+        yield state.randint(0, 1 << 32, block, np.uint32)
+
+
+def draws_64(seed: int, count: int) -> np.ndarray:
+    """The first outputs of C++'s `std::mt19937_64(seed)`: [count] uint64.
+
+    Source: Nishimura and Matsumoto, "Tables of 64-bit Mersenne Twisters" (2000), with the parameters of the C++ standard.
+    """
+    state = np.empty(_TWIST_SIZE, np.uint64)
+    value = seed
+    for place in range(_TWIST_SIZE):
+        state[place] = value
+        value = (6364136223846793005 * (value ^ (value >> 62)) + place + 1) & 0xFFFFFFFFFFFFFFFF
+    upper, lower, matrix = (np.uint64(n) for n in (0xFFFFFFFF80000000, 0x7FFFFFFF, 0xB5026F5AA96619E9))
+    blocks = -(-count // _TWIST_SIZE)
+    out = np.empty((blocks, _TWIST_SIZE), np.uint64)
+
+    def twist(high: np.ndarray, low: np.ndarray, far: np.ndarray) -> np.ndarray:
+        mixed = (high & upper) | (low & lower)
+        return far ^ (mixed >> np.uint64(1)) ^ ((mixed & np.uint64(1)) * matrix)
+
+    half = _TWIST_SHIFT
+    for row in out:
+        # Each new word needs the old word half the state further on; for the second half that is a new word, and
+        # the last word's neighbour is the first new word.
+        state[:half] = twist(state[:half], state[1 : half + 1], state[half:])
+        state[half:-1] = twist(state[half:-1], state[half + 1 :], state[: half - 1])
+        state[-1:] = twist(state[-1:], state[:1], state[half - 1 : half])
+        row[:] = state
+    out = out.reshape(-1)[:count]
+    out ^= (out >> np.uint64(29)) & np.uint64(0x5555555555555555)
+    out ^= (out << np.uint64(17)) & np.uint64(0x71D67FFFEDA60000)
+    out ^= (out << np.uint64(37)) & np.uint64(0xFFF7EEE000000000)
+    out ^= out >> np.uint64(43)
+    return out
+
+
+def _usable_documents(documents: np.ndarray, sizes: np.ndarray, least_sentences: int) -> np.ndarray:
+    """[documents] bool: has enough sentences, and no overlong one among several."""
+    counts = np.diff(documents)
+    overlong = np.concatenate([[0], np.cumsum(sizes[documents[0] : documents[-1]] > LONGEST_SENTENCE)])
+    has_overlong = np.diff(overlong[documents - documents[0]]) > 0
+    return (counts >= least_sentences) & (counts > 0) & ~((counts > 1) & has_overlong)
+
+
+def _ends_at_full_length(
+    totals: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, length: int, least_sentences: int
+) -> np.ndarray:
+    """For each sentence as a sample's first: where the sample ends when it may grow to `length` tokens."""
+    ends = np.searchsorted(totals, totals[:-1] + length)
+    np.maximum(ends, np.arange(least_sentences, len(ends) + least_sentences), out=ends)
+    document_end = np.repeat(lasts, lasts - firsts)
+    return np.where(ends >= document_end - 1, document_end, ends)  # one sentence is never left over
+
+
+def build_sample_map(
+    documents: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    length: int,
+    short_seq_prob: float,
+    seed: int,
+    least_sentences: int,
+    num_samples: int | None = None,
+    shuffle: bool = True,
+) -> np.ndarray:
+    """Megatron's `build_mapping`: cut every document into samples of about `length` tokens, epoch after epoch.
+
+    Args:
+        documents: [documents + 1] int64, first sentence of each document and, last, where the last one ends. Need not
+            begin at 0: a split of a data set is a part of its boundaries.
+        sizes: [sentences] int32, tokens of every sentence of the data set.
+        length: most text tokens in a sample (the sequence length less its special tokens).
+        short_seq_prob: probability of a random, shorter length; used as one in round(1 / p), as Megatron does.
+        least_sentences: 2 when samples are split in two segments, else 1.
+        num_samples: epochs are added until there are so many samples, so there are somewhat more. None: one epoch.
+
+    Returns:
+        [samples, 3] uint32 (uint64 beyond 2**32 sentences): first sentence, one past the last, target length.
+        Empty when no document is usable.
+    """
+    usable = _usable_documents(documents, sizes, least_sentences)
+    firsts, lasts = documents[:-1][usable].astype(np.int64), documents[1:][usable].astype(np.int64)
+    dtype = np.uint32 if len(sizes) <= 0xFFFFFFFF else np.uint64
+    if not len(firsts):
+        return np.zeros((0, 3), dtype)
+    # Usable documents are laid back to back, so that the walk below never jumps.
+    counts = lasts - firsts
+    ends = np.cumsum(counts)
+    shift = np.repeat(firsts - (ends - counts), counts)
+    totals = np.concatenate([[0], np.cumsum(sizes[np.arange(len(shift)) + shift], dtype=np.int64)])
+    full_ends = _ends_at_full_length(totals, ends - counts, ends, length, least_sentences)
+    begun, ended, targets = _walk(totals, full_ends, ends, length, short_seq_prob, seed, least_sentences, num_samples)
+    rows = np.empty((len(begun), 3), dtype)
+    rows[:, 0] = begun + shift[begun]
+    rows[:, 1] = ended + shift[begun]
+    rows[:, 2] = targets
+    return rows[_shuffled_order(len(rows), seed + 1)] if shuffle else rows
+
+
+def _walk(
+    totals: np.ndarray, full_ends: np.ndarray, document_ends: np.ndarray, length: int, short_seq_prob: float, seed: int,
+    least_sentences: int, num_samples: int | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Cut epochs of back-to-back documents into samples: first sentences, ends and target lengths, each [samples].
+
+    One number is drawn for each sample and one more after a document's last sample: the only thing that ties samples together.
+    """
+    every = round(1 / short_seq_prob) if short_seq_prob > 0 else 0
+    blocks = draws_32(seed)
+    # memoryviews give Python integers faster than arrays do.
+    next_of, total_of = memoryview(full_ends), memoryview(totals)
+    is_end = np.zeros(len(totals), bool)
+    is_end[document_ends] = True
+    ends_document = memoryview(is_end)
+    end_of = memoryview(np.repeat(document_ends, np.diff(document_ends, prepend=0)))
+    sentences = len(full_ends)
+    begun: list[int] = []
+    ended: list[int] = []
+    targets: list[int] = []
+    short: list[int] = []
+    draw = limit = 0
+    while True:
+        at = 0
+        while at < sentences:
+            if draw >= limit and every:
+                block = next(blocks)
+                short += np.where(block % every == 0, 2 + block % (length - 1), 0).tolist()
+                short, draw = short[draw:], 0
+                limit = len(short) - 1
+            target = short[draw] if every else 0
+            if target:
+                end = int(np.searchsorted(totals, total_of[at] + target))
+                end = max(end, at + least_sentences)
+                end = end_of[at] if end >= end_of[at] - 1 else end
+            else:
+                end = next_of[at]
+            begun.append(at)
+            ended.append(end)
+            targets.append(target or length)
+            draw += 2 if ends_document[end] else 1
+            at = end
+        if num_samples is None or len(begun) >= num_samples:
+            return np.array(begun), np.array(ended), np.array(targets)
+
+
+def _shuffled_order(count: int, seed: int) -> np.ndarray:
+    """Fisher and Yates' shuffle from the end, as Megatron draws it: [count] int64."""
+    order = list(range(count))
+    last = np.arange(count - 1, 0, -1, dtype=np.uint64)
+    partners = (draws_64(seed, len(last)) % (last + np.uint64(1))).tolist()
+    for place, partner in zip(range(count - 1, 0, -1), partners, strict=True):
+        order[place], order[partner] = order[partner], order[place]
+    return np.array(order, np.int64)
+
+
+def cut_in_two(sizes: np.ndarray, generator: np.random.Generator) -> int:
+    """How many of a sample's sentences make its first segment: 1 up to all but one, each as likely."""
+    return 1 if len(sizes) <= 2 else int(generator.integers(1, len(sizes)))
+
+
+def truncate(first: int, second: int, most: int, generator: np.random.Generator) -> tuple[slice, slice]:
+    """What remains of two segments of `first` and `second` tokens when both together may have `most`.
+
+    Megatron takes tokens one at a time from the longer segment (from the second when they are equal), from its front or its
+    back with equal chances. How many each segment loses is thus fixed, and the losses at its front are binomial: two draws.
+    """
+    excess = max(first + second - most, 0)
+    if not excess:
+        return slice(0, first), slice(0, second)
+    from_longer = min(excess, abs(first - second))
+    from_first = from_longer if first > second else 0
+    # Equal lengths now: the second segment loses first, then they take turns.
+    from_first += (excess - from_longer) // 2
+    from_second = excess - from_first
+    front_first, front_second = (int(n) for n in generator.binomial([from_first, from_second], 0.5))
+    return (
+        slice(front_first, first - (from_first - front_first)),
+        slice(front_second, second - (from_second - front_second)),
+    )
+
+
+def random_second(
+    documents: np.ndarray, sizes: np.ndarray, avoid: int, tokens: int, generator: np.random.Generator
+) -> tuple[int, int]:
+    """The random second segment of next-sentence prediction (Devlin et al. 2018): (first sentence, one past the last).
+
+    Args:
+        documents: [documents + 1] int64, boundaries of the documents to choose from.
+        avoid: a sentence of the document that is not chosen.
+        tokens: sentences are taken until there are so many tokens or the document ends. The start is moved forward from the
+            end of a document where too little would follow, so that random and real pairs are about equally long: length
+            must not give the answer away.
+    """
+    own = int(np.searchsorted(documents, avoid, "right")) - 1
+    while True:
+        chosen = int(generator.integers(0, len(documents) - 2))
+        chosen += chosen >= own
+        begin, end = int(documents[chosen]), int(documents[chosen + 1])
+        if begin < end:
+            break
+    totals = np.concatenate([[0], np.cumsum(sizes[begin:end])])
+    latest = max(int(np.searchsorted(totals, totals[-1] - tokens, "right")) - 1, 0)
+    start = min(int(generator.integers(0, end - begin)), latest)
+    stop = min(int(np.searchsorted(totals, totals[start] + tokens)), end - begin)
+    return begin + start, begin + max(stop, start + 1)

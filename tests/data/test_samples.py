@@ -1,0 +1,159 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from megabert.data.options import DataOptions
+from megabert.data.samples import SampleSet
+
+
+def options(**changes):
+    return DataOptions(**{"seq_length": 64, **changes})
+
+
+def check_row(row, shape, vocabulary):
+    """What the contract says of every row."""
+    positions, predictions, samples = shape
+    assert all(array.dtype == np.int64 for array in row.values())
+    assert {key: array.shape for key, array in row.items()} == {
+        **dict.fromkeys(("input_ids", "token_type_ids", "position_ids", "sample_ids"), (positions,)),
+        **dict.fromkeys(("masked_positions", "masked_labels"), (predictions,)),
+        **dict.fromkeys(("sample_starts", "next_sentence_label"), (samples,)),
+    }
+    used = row["sample_ids"] > 0
+    count = row["sample_ids"].max()
+    assert np.all(row["input_ids"][~used] == vocabulary.pad_id)
+    assert not row["token_type_ids"][~used].any() and not row["position_ids"][~used].any()
+    assert np.array_equal(np.sort(row["sample_ids"][used]), row["sample_ids"][used]) and not used[used.sum() :].any()
+    for number in range(1, count + 1):
+        places = np.flatnonzero(row["sample_ids"] == number)
+        assert places[0] == row["sample_starts"][number - 1]
+        assert np.array_equal(row["position_ids"][places], np.arange(len(places)))
+        ids, types = row["input_ids"][places], row["token_type_ids"][places]
+        assert ids[0] == vocabulary.cls_id and ids[-1] == vocabulary.sep_id
+        assert np.all(np.diff(types) >= 0) and types[0] == 0
+    assert not row["sample_starts"][count:].any() and np.all(row["next_sentence_label"][count:] == -100)
+    known = row["masked_labels"] != -100
+    assert not known[known.sum() :].any() and not row["masked_positions"][~known].any()
+    places = row["masked_positions"][known]
+    assert np.all(np.diff(places) > 0) and used[places].all()
+    assert np.all(row["masked_labels"][known] >= 10)  # special tokens are never predicted
+    return count
+
+
+def unmasked(row):
+    """The row's tokens as they were in the data."""
+    ids = row["input_ids"].copy()
+    known = row["masked_labels"] != -100
+    ids[row["masked_positions"][known]] = row["masked_labels"][known]
+    return ids
+
+
+@pytest.mark.parametrize("pair_task", ["sop", "nsp", "none"])
+@pytest.mark.parametrize("masking", ["token", "whole-word", "ngram"])
+def test_rows_keep_the_contract(data, vocabulary, pair_task, masking):
+    samples = SampleSet(data, vocabulary, options(pair_task=pair_task, masking=masking), seed=1)
+    labels = []
+    for row in samples:
+        assert check_row(row, (64, 10, 1), vocabulary) == 1
+        labels.append(int(row["next_sentence_label"][0]))
+        assert row["token_type_ids"].any() == (pair_task != "none")
+    if pair_task == "none":
+        assert set(labels) == {-100}
+    else:
+        assert abs(np.mean(labels) - 0.5) < 0.15
+
+
+def test_a_row_is_a_function_of_seed_and_index(data, vocabulary):
+    one, two = (SampleSet(data, vocabulary, options(), seed=7) for _ in range(2))
+    other = SampleSet(data, vocabulary, options(), seed=8)
+    copy = pickle.loads(pickle.dumps(one))
+    for index in (5, 0, len(one) + 3):
+        wanted = one[index]
+        for again in (two[index], one[index], copy[index]):
+            assert all(np.array_equal(again[key], wanted[key]) for key in wanted)
+        assert not np.array_equal(other[index]["input_ids"], wanted["input_ids"])
+    # A further epoch: the same sentences, masked anew.
+    first, later = one[2], one[2 + len(one)]
+    assert not np.array_equal(first["input_ids"], later["input_ids"])
+
+
+def segments(row):
+    ids, used = unmasked(row), row["sample_ids"] > 0
+    second = (row["token_type_ids"] == 1) & used
+    return ids[used & ~second][1:-1].tolist(), ids[second][:-1].tolist()
+
+
+def find(tokens, part):
+    return next((n for n in range(len(tokens) - len(part) + 1) if tokens[n : n + len(part)] == part), None)
+
+
+def test_sop_swaps_consecutive_halves(make_data, vocabulary):
+    counter = iter(range(10, 1000))
+    data = make_data([[[next(counter) for _ in range(9)] for _ in range(20)] for _ in range(3)])
+    text = data.tokens(0, len(data)).tolist()
+    samples = SampleSet(data, vocabulary, options(seq_length=40), seed=3)
+    seen = set()
+    for row in samples:
+        one, two = segments(row)
+        places = find(text, one), find(text, two)
+        swapped = int(row["next_sentence_label"][0])
+        assert (places[0] > places[1]) == bool(swapped)
+        seen.add(swapped)
+    assert seen == {0, 1}
+
+
+def test_nsp_takes_the_second_half_from_another_document(make_data, vocabulary):
+    data = make_data([[[10 + document] * 9] * 20 for document in range(5)])
+    samples = SampleSet(data, vocabulary, options(seq_length=40, pair_task="nsp"), seed=3)
+    lengths = {0: [], 1: []}
+    for index in range(300):
+        row = samples[index]
+        one, two = segments(row)
+        label = int(row["next_sentence_label"][0])
+        assert (set(one) != set(two)) == bool(label) and len(set(one)) == len(set(two)) == 1
+        lengths[label].append(len(two))
+    assert abs(np.mean(lengths[0]) - np.mean(lengths[1])) < 3  # the length does not give the answer away
+
+
+def test_num_samples_asks_for_whole_epochs(data, vocabulary):
+    epoch = len(SampleSet(data, vocabulary, options(short_seq_prob=0), seed=1))
+    assert len(SampleSet(data, vocabulary, options(short_seq_prob=0), seed=1, num_samples=epoch + 1)) == 2 * epoch
+
+
+def test_a_split_sees_only_its_documents(make_data, vocabulary):
+    data = make_data([[[10 + document] * 5] * 6 for document in range(10)])
+    samples = SampleSet(data, vocabulary, options(pair_task="nsp"), seed=1, documents=(3, 6))
+    seen = {token for row in samples for token in unmasked(row).tolist()}
+    assert seen == {0, 2, 3, 13, 14, 15}
+
+
+def test_lengths_are_those_of_the_rows(data, vocabulary):
+    for pair_task in ("sop", "none"):
+        samples = SampleSet(data, vocabulary, options(pair_task=pair_task), seed=1)
+        assert samples.lengths().tolist() == [int((row["sample_ids"] > 0).sum()) for row in samples]
+
+
+def test_max_preds_per_seq(data, vocabulary):
+    samples = SampleSet(data, vocabulary, options(max_preds_per_seq=4), seed=1)
+    assert all((row["masked_labels"] != -100).sum() <= 4 for row in samples) and samples[0]["masked_labels"].shape == (4,)
+
+
+def test_what_cannot_be_trained_on_is_said(make_data, vocabulary):
+    data = make_data([[[10, 11]], [[12]]])
+    with pytest.raises(ValueError, match="fewer than 2 sentences.*pair-task none"):
+        SampleSet(data, vocabulary, options(), seed=1)
+    assert len(SampleSet(data, vocabulary, options(pair_task="none"), seed=1)) == 2
+    with pytest.raises(ValueError, match="validation data has no document.*split 949,50,1"):
+        SampleSet(data, vocabulary, options(), seed=1, documents=(2, 2), name="validation data")
+    with pytest.raises(ValueError, match="one document, but --pair-task nsp"):
+        SampleSet(data, vocabulary, options(pair_task="nsp"), seed=1, documents=(0, 1))
+    vocabulary.vocabulary_size = 12
+    with pytest.raises(ValueError, match="holds the id 12, but the vocabulary has 12 entries"):
+        SampleSet(data, vocabulary, options(pair_task="none"), seed=1)
+
+
+def test_describe(data, vocabulary):
+    facts = SampleSet(data, vocabulary, options(), seed=1).describe()
+    assert facts["documents"] == 60 and facts["sentences"] == len(data) and len(facts["examples"]) == 3
+    assert sum(facts["length_histogram"]["counts"]) == facts["samples"] and 0.5 < facts["fill"] <= 1
