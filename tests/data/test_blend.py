@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from conftest import natural_documents
@@ -31,7 +33,7 @@ def test_ranges_cover_all_documents(count, shares):
     ranges = split_documents(count, [share / sum(shares) for share in shares])
     assert ranges[0][0] == 0 and ranges[-1][1] == count
     assert all(first <= last for first, last in ranges)
-    assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(ranges))
 
 
 def test_sources():
@@ -74,7 +76,7 @@ def test_packed_sets_of_unlike_documents_share_a_shape(make_data, vocabulary):
     train = make_sets(options(pack=True, split="1"), vocabulary, seed=1, train=sources).train
     shapes = {tuple(sorted((key, array.shape) for key, array in row.items())) for row in train}
     assert len(shapes) == 1
-    assert all(check_row(train[index], train.shape, vocabulary) for index in range(0, 40))
+    assert all(check_row(train[index], train.shape, vocabulary) for index in range(40))
 
 
 def tokens_of(rows):

@@ -1,5 +1,5 @@
 import random
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def literal_map(documents, sizes, length, short_seq_prob, seed, least, num_sampl
 
     rows = []
     while True:
-        for first, last in zip(documents, documents[1:], strict=False):
+        for first, last in pairwise(documents):
             if last - first < least or last == first:
                 continue
             if last - first > 1 and any(size > 512 for size in sizes[first:last]):

@@ -5,9 +5,10 @@ import time
 import pytest
 
 from megabert.corpora.files import raw_chunks
-from megabert.data import preprocess
+from megabert.data import encoding, preprocess
+from megabert.data.encoding import Reading
 from megabert.data.indexed import IndexedData, verify
-from megabert.data.preprocess import Reading, tokenize
+from megabert.data.preprocess import tokenize
 from megabert.tokenization.word_piece import from_tokens
 
 WORDS = ["the", "sea", "was", "calm", "ship", "##s", "a", "man", "came", "near", "."]
@@ -71,7 +72,7 @@ def same_files(one, two):
 
 def test_a_pool_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
     inputs = [write_lines(tmp_path / "a.jsonl", 300, bad=(7, 8)), tmp_path / "b.txt.gz"]
-    inputs[1].write_bytes(gzip.compress("The sea.\n\nA man came. Ships.\n".encode() * 200))
+    inputs[1].write_bytes(gzip.compress(b"The sea.\n\nA man came. Ships.\n" * 200))
     reading = Reading(max_bad_fraction=0.5)
     one = tokenize(inputs, tokenizer, tmp_path / "one", reading=reading)
     two = tokenize(inputs, tokenizer, tmp_path / "two", reading=reading, workers=2)
@@ -91,7 +92,7 @@ def test_an_interrupted_call_is_taken_up(tmp_path, tokenizer, monkeypatch, stop)
     reading = Reading(max_bad_fraction=0.5)
     tokenize(inputs, tokenizer, tmp_path / "whole", reading=reading)
 
-    encode = preprocess.Encoder.__call__
+    encode = encoding.Encoder.__call__
     calls = []
 
     def stopped(self, chunk):
@@ -100,7 +101,7 @@ def test_an_interrupted_call_is_taken_up(tmp_path, tokenizer, monkeypatch, stop)
             raise KeyboardInterrupt
         return encode(self, chunk)
 
-    monkeypatch.setattr(preprocess.Encoder, "__call__", stopped)
+    monkeypatch.setattr(encoding.Encoder, "__call__", stopped)
     with pytest.raises(KeyboardInterrupt):
         tokenize(inputs, tokenizer, tmp_path / "cut", reading=reading)
     assert not (tmp_path / "cut.idx").exists() and (tmp_path / "cut.partial").is_dir()

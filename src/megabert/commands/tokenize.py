@@ -3,9 +3,9 @@
   megabert tokenize --input wiki.jsonl --tokenizer bert-vocab.txt --output data/wiki
   megabert tokenize --input novels/*.txt --tokenizer bert-large-uncased --output data/novels --workers 8
 
-Files may be loose JSON, tight JSON or plain text, also packed by gzip, bzip2 or xz; the format is found from the content. An
-interrupted command goes on where it stopped when it is given again. Lines that cannot be used are listed in
-PREFIX.skipped.txt.
+Files may be loose JSON, tight JSON or plain text, also packed by gzip, bzip2 or xz; the format is found from the
+content. An interrupted command goes on where it stopped when it is given again. Lines that cannot be used are listed
+in PREFIX.skipped.txt.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class TokenizeOptions:
         example="data/wiki",
     )  # fmt: skip
     output_prefix: Path | None = option(
-        None, "as preprocess_data.py of Megatron names the files: PREFIX_<text key>_sentence.bin and .idx (_document with "
-        "--no-split-sentences)", metavar="PREFIX", example="data/wiki",
+        None, "as preprocess_data.py of Megatron names the files: PREFIX_<text key>_sentence.bin and .idx (_document "
+        "with --no-split-sentences)", metavar="PREFIX", example="data/wiki",
     )  # fmt: skip
     text_key: str = option("text", "the JSON key that holds the text", aliases=("json-keys",), example="abstract")
     loose_json: bool = option(
@@ -81,8 +81,9 @@ def run(config: Config) -> None:
     if config.dataset_impl != "mmap":
         raise ValueError(f"--dataset-impl: {config.dataset_impl!r} is not written; only mmap is")
 
+    from megabert.data.encoding import Reading
     from megabert.data.indexed import with_suffix
-    from megabert.data.preprocess import Reading, tokenize
+    from megabert.data.preprocess import tokenize
     from megabert.tokenization.named import open_tokenizer
 
     tokenizer = open_tokenizer(config)

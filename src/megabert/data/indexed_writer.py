@@ -1,8 +1,8 @@
 """Writing indexed data (`.bin`, `.idx`, `.json`) as a stream that can be stopped and taken up again.
 
-While a data set grows it lies in `<prefix>.partial/`: tokens, sizes and document lengths as three plain files and a journal that
-says how far they are good. `finish` makes the index from them and renames the files to their places, so that a reader
-never sees half a data set.
+While a data set grows it lies in `<prefix>.partial/`: tokens, sizes and document lengths as three plain files and a
+journal that says how far they are good. `finish` makes the index from them and renames the files to their places, so
+that a reader never sees half a data set.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _COPY_BLOCK = 1 << 20  # entries of an array handled at once
 class IndexedWriter:
     """Appends documents; `finish` makes the files appear, `abandon` removes what was written.
 
-    As a context manager it finishes when the block ends well. When the block raises, it keeps what the last `checkpoint`
-    made durable, or removes everything where there was none.
+    As a context manager it finishes when the block ends well. When the block raises, it keeps what the last
+    `checkpoint` made durable, or removes everything where there was none.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class IndexedWriter:
         return bool(self.progress)
 
     def add_document(self, sentences: Iterable[Sequence[int]]) -> None:
-        """Append one document, given as its sentences' ids. Empty sentences are dropped, and so is an empty document."""
+        """Append one document, given as its sentences' ids. Empty sentences and an empty document are dropped."""
         kept = [np.asarray(sentence, self.dtype) for sentence in sentences if len(sentence)]
         if kept:
             sizes = np.array([len(sentence) for sentence in kept], np.int32)
@@ -235,9 +235,15 @@ class IndexedWriter:
                 checksum = zlib.crc32(part, checksum)
         tail = [self._running_sum] if self.tokens * self.dtype.itemsize % CHECKSUM_BLOCK else []
         facts = {
-            "documents": self.documents, "sentences": self.sentences, "tokens": self.tokens, "largest_id": self.largest_id,
-            "tokenizer": self._fingerprint, "index_crc32": checksum, "token_crc32": self._finished_sums + tail, **extra,
-        }  # fmt: skip
+            "documents": self.documents,
+            "sentences": self.sentences,
+            "tokens": self.tokens,
+            "largest_id": self.largest_id,
+            "tokenizer": self._fingerprint,
+            "index_crc32": checksum,
+            "token_crc32": self._finished_sums + tail,
+            **extra,
+        }
         with runtime.atomic_write(self.folder / "facts.json") as file:
             json.dump(facts, file, indent=1)
             file.write("\n")

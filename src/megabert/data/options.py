@@ -49,7 +49,7 @@ class DataOptions:
     )
     mask_prob: float = option(0.15, "share of a sample's tokens to predict", above=0, maximum=1, example="0.15")
     max_preds_per_seq: int | None = option(
-        None, "most tokens to predict in a sample; by default mask-prob of the sequence, rounded up to a multiple of 10",
+        None, "most tokens to predict in a sample; left out, mask-prob of the sequence, rounded up to a multiple of 10",
         minimum=1, example="80",
     )  # fmt: skip
     short_seq_prob: float = option(
@@ -60,8 +60,8 @@ class DataOptions:
         "what is masked at once: single tokens (2019), whole words, or 1 to 3 whole words (Megatron from v1.0 on)",
     )
     pair_task: Literal["sop", "nsp", "none"] = option(
-        "sop", "the sentence-pair task: sop asks whether the two halves were swapped (Megatron from v1.0 on), nsp whether "
-        "the second half comes from another document (2018), none leaves samples whole",
+        "sop", "the sentence-pair task: sop asks whether the two halves were swapped (Megatron from v1.0 on), nsp "
+        "whether the second half comes from another document (2018), none leaves samples whole",
     )  # fmt: skip
     bert_binary_head: bool = option(
         True, "train the sentence-pair head; --bert-no-binary-head means --pair-task none",

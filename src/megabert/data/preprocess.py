@@ -6,27 +6,19 @@ with any number of processes, and whether or not the work was interrupted and ta
 
 from __future__ import annotations
 
-import itertools
 import os
-import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from megabert.corpora import sentences
-from megabert.corpora.chunks import Chunk, parse_chunk
-from megabert.corpora.document import BadLine
+from megabert.corpora.chunks import Chunk
 from megabert.corpora.files import raw_chunks
-from megabert.data.indexed import token_dtype, with_suffix
+from megabert.data.encoding import Block, Reading, encode_all
+from megabert.data.indexed import with_suffix
 from megabert.data.indexed_writer import IndexedWriter
+from megabert.data.options import DataOptions
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -34,19 +26,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 19
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
 _LINES_BEFORE_STOPPING = 1000  # a share of bad lines says little before so many were seen
+_BYTES_WORTH_A_WORKER = 2_000_000
 _PACKED = (".gz", ".bz2", ".xz")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How text files are read."""
-
-    text_key: str = "text"
-    loose_json: bool | None = None  # None: found from the content
-    language: str = "en"
-    presplit: bool = False  # lines are sentences
-    split_sentences: bool = True  # False: each document is one sequence
-    max_bad_fraction: float = 0.01
 
 
 class Progress(NamedTuple):
@@ -73,102 +54,14 @@ def _duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
 
 
-class Block(NamedTuple):
-    """The documents of a chunk, encoded."""
-
-    tokens: np.ndarray  # [tokens], in the data set's dtype
-    sizes: np.ndarray  # [sentences] int32
-    documents: np.ndarray  # [documents] int32, sentences of each
-    lines: int  # documents and bad lines
-    bad: list[str]
-    text_bytes: int
-
-
-class Encoder:
-    """Chunks to blocks; a pure function, made once in each process."""
-
-    def __init__(self, tokenizer: Tokenizer, reading: Reading) -> None:
-        """Encode with `tokenizer`."""
-        self._tokenizer, self._reading = tokenizer, reading
-        self._dtype = token_dtype(tokenizer.vocabulary_size)
-
-    def __call__(self, chunk: Chunk) -> Block:
-        """Encode a chunk. Documents in which the tokenizer finds nothing are bad lines too."""
-        reading = self._reading
-        items = parse_chunk(chunk, text_key=reading.text_key)
-        bad = [str(item) for item in items if isinstance(item, BadLine)]
-        texts: list[str] = []
-        borders = [0]
-        for item in items:
-            if not isinstance(item, BadLine):
-                if reading.split_sentences:
-                    texts += sentences.split(item.text, reading.language, presplit=reading.presplit)
-                else:
-                    texts.append(item.text)
-                borders.append(len(texts))
-        encoded = self._tokenizer.encode_batch(texts)
-        lengths = np.array([len(ids) for ids in encoded], np.int32)
-        full = np.concatenate([[0], np.cumsum(lengths > 0)])[borders]
-        counts = np.diff(full).astype(np.int32)
-        tokens = np.fromiter(itertools.chain.from_iterable(encoded), self._dtype, int(lengths.sum()))
-        bad += [f"{chunk.path}: near line {chunk.first_line}: a document without any token"] * int((counts == 0).sum())
-        return Block(tokens, lengths[lengths > 0], counts[counts > 0], len(items), bad, len(chunk.data))
-
-
-_encoder: Encoder | None = None  # of a worker process: a pool hands a task nothing but its arguments
-
-
-def _start_worker(tokenizer: Tokenizer, reading: Reading) -> None:
-    global _encoder  # noqa: PLW0603
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool is the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the pool
-    _encoder = Encoder(tokenizer, reading)
-
-
-def _encode(chunk: Chunk) -> Block:
-    assert _encoder is not None
-    return _encoder(chunk)
-
-
-def _encode_all(
-    chunks: Iterator[tuple[int, Chunk]], tokenizer: Tokenizer, reading: Reading, workers: int
-) -> Iterator[tuple[int, Chunk, Block]]:
-    """Blocks in the order of their chunks; a few chunks are under way at a time."""
-    if workers <= 1:
-        encoder = Encoder(tokenizer, reading)
-        for number, chunk in chunks:
-            yield number, chunk, encoder(chunk)
-        return
-    waiting: deque[tuple[int, Chunk, Future[Block]]] = deque()
-    # A fresh interpreter for each worker: a copy of this one could hold locks of threads that it does not have.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, reading)) as pool:
-        try:
-            for number, chunk in chunks:
-                waiting.append((number, chunk, pool.submit(_encode, chunk)))
-                if len(waiting) >= 3 * workers:
-                    first, begun, future = waiting.popleft()
-                    yield first, begun, future.result()
-            while waiting:
-                first, begun, future = waiting.popleft()
-                yield first, begun, future.result()
-        except BrokenProcessPool:
-            raise ValueError(
-                "a process of the pool was ended from outside (out of memory?); run the command again, it goes on where it "
-                "stopped, with fewer --workers if need be"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 class _Skipped:
     """The report of skipped lines, kept beside the growing data set and cut back with it."""
 
     def __init__(self, path: Path, progress: dict[str, Any]) -> None:
         self.path = path
-        self.lines, self.bad, self.first = (
-            progress.get(key, zero) for key, zero in (("lines", 0), ("bad", 0), ("first", ""))
-        )
+        self.lines: int = progress.get("lines", 0)
+        self.bad: int = progress.get("bad", 0)
+        self.first: str = progress.get("first", "")
         self._file = path.open("ab")
         self._file.truncate(progress.get("report_bytes", 0))
         self._file.seek(0, os.SEEK_END)
@@ -272,8 +165,9 @@ def tokenize(
             raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
     settings = {
         "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
-        "tokenizer": tokenizer.fingerprint(), "reading": asdict(reading),
-    }  # fmt: skip
+        "tokenizer": tokenizer.fingerprint(),
+        "reading": asdict(reading),
+    }
     with IndexedWriter(
         prefix, tokenizer.vocabulary_size, fingerprint=settings["tokenizer"], settings=settings
     ) as writer:
@@ -298,15 +192,20 @@ def tokenize(
 
 
 def _write_all(
-    inputs: Sequence[Path], tokenizer: Tokenizer, reading: Reading, writer: IndexedWriter, skipped: _Skipped, workers: int,
+    inputs: Sequence[Path],
+    tokenizer: Tokenizer,
+    reading: Reading,
+    writer: IndexedWriter,
+    skipped: _Skipped,
+    workers: int,
     tell: _Reporter,
-) -> Progress:  # fmt: skip
+) -> Progress:
     start = dict(writer.progress)
     clock = _Clock(inputs, start)
     saved = time.monotonic()
     number, offset = start.get("file", 0), start.get("offset", 0)
     try:
-        for number, chunk, block in _encode_all(_chunks(inputs, reading, start), tokenizer, reading, workers):
+        for number, chunk, block in encode_all(_chunks(inputs, reading, start), tokenizer, reading, workers):
             writer.add_block(block.tokens, block.sizes, block.documents)
             skipped.add(block)
             offset = chunk.end_offset
@@ -335,3 +234,38 @@ def _check(inputs: Sequence[Path], skipped: _Skipped, writer: IndexedWriter, rea
             f"{skipped.first} -- the first of {skipped.bad:,} bad lines among {skipped.lines:,}: more than "
             f"--max-bad-fraction {reading.max_bad_fraction:g} allows"
         )
+
+
+def tokenize_files(
+    inputs: Sequence[Path],
+    tokenizer: Tokenizer,
+    prefix: Path,
+    options: DataOptions,
+    *,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Progress:
+    """`tokenize` with the options of a training run, told line by line.
+
+    Args:
+        workers: None: one for each core, but none for a text so short that starting them would take longer.
+
+    Raises:
+        ValueError, OSError: as `tokenize`.
+    """
+    size = sum(path.stat().st_size for path in inputs if path.is_file())
+    workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
+    reading = Reading(
+        text_key=options.text_key,
+        loose_json=options.loose_json or None,
+        presplit=options.presplit_sentences,
+        max_bad_fraction=options.max_bad_fraction,
+    )
+    say(f"tokenizing {size / 1e6:.1f} MB in {len(inputs)} {'file' if len(inputs) == 1 else 'files'}: {prefix}")
+    result = tokenize(
+        inputs, tokenizer, prefix, reading=reading, workers=workers, on_progress=lambda progress: say(str(progress))
+    )
+    say(f"tokenized: {result.documents:,} documents, {result.tokens:,} tokens in {_duration(result.seconds)}")
+    if result.skipped:
+        say(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
+    return result
