@@ -180,8 +180,15 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind) -> None:
 
 
 def _make_parser(config_class: type, program: str, description: str) -> _Parser:
-    parser = _Parser(prog=program, description=description, allow_abbrev=False, add_help=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    names = " ".join(field.name.upper() for field in dataclasses.fields(config_class) if field.metadata["positional"])
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} {names + ' ' if names else ''}[flags]",
+        description=description,
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     general = parser.add_argument_group("general")
     general.add_argument("-h", "--help", action="help", help="show this text and exit")
     general.add_argument("--config", type=Path, metavar="FILE.toml", default=argparse.SUPPRESS,

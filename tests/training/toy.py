@@ -27,6 +27,8 @@ class Toy(nn.Module):
         self.pair = nn.Linear(width, 2)
         self.decoder = nn.Linear(width, VOCABULARY)
         self.decoder.weight = self.word_embeddings.weight
+        for table in (self.word_embeddings, self.token_type_embeddings):
+            nn.init.normal_(table.weight, std=0.2)
 
     def forward(self, input_ids, token_type_ids, sample_ids, masked_positions):
         hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)

@@ -1,9 +1,9 @@
 """Several samples in one row, so that nearly no position is padding.
 
-Samples are packed in windows of the shuffled map: best fit by decreasing length first, then the gaps that remain are filled
-with parts of other samples, cut at a sentence as the map itself cuts documents. Attention stays inside a sample
-(`sample_ids`), so a packed row trains as its samples would in rows of their own (cf. Krell et al. 2021, "Efficient sequence
-packing without cross-contamination", which packs whole samples only).
+Samples are packed in windows of the shuffled map: best fit by decreasing length first, then the gaps that remain are
+filled with parts of other samples, cut at a sentence as the map itself cuts documents. Attention stays inside a
+sample (`sample_ids`), so a packed row trains as its samples would in rows of their own (cf. Krell et al. 2021,
+"Efficient sequence packing without cross-contamination", which packs whole samples only).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Cutter:
     """Cuts pieces at sentences."""
 
     def __init__(self, sizes: np.ndarray, least_sentences: int, specials: int) -> None:
-        self._sizes = memoryview(np.array(sizes, np.int32))
+        self._sizes = np.array(sizes, np.int32).data
         self._least, self._specials = least_sentences, specials
 
     def cut(self, piece: _Piece, length: int) -> tuple[_Piece, _Piece] | None:

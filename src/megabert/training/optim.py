@@ -87,12 +87,12 @@ class Lamb(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
                 self._step_group(group, parameters)
         return loss
 
-    def _step_group(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
@@ -114,9 +114,9 @@ class Lamb(torch.optim.Optimizer):
         updates = torch._foreach_div(means, [1 - beta1**step for step in steps])
         torch._foreach_div_(updates, denominators)
         if group["weight_decay"]:
-            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])  # type: ignore[call-overload]
             lengths, update_lengths = torch._foreach_norm(parameters), torch._foreach_norm(updates)
             for update, length, update_length in zip(updates, lengths, update_lengths, strict=True):
                 usable = (length > 0) & (update_length > 0)
                 update.mul_(torch.where(usable, length / update_length, torch.ones_like(length)))
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])  # type: ignore[call-overload]

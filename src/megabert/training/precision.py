@@ -47,6 +47,10 @@ class Weights:
         self.half = half_of(options)
         kept = _kept_modules(model, options) if self.half is not None else []
         whole = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and id(module.weight) in whole:
+                # The vocabulary's head, tied to a float32 table: its bias must be of the same format.
+                whole.add(id(module.bias))
         self.masters: dict[str, nn.Parameter] = {}
         self._half_weights: list[Tensor] = []
         self._half_masters: list[Tensor] = []
@@ -54,8 +58,7 @@ class Weights:
             self._add(name, parameter, whole)
         if self.half is not None:
             self._cast_buffers(kept)
-            for module in (module for module in model.modules() if _mixes(module, self.half)):
-                _bridge(module, self.half)
+            _bridge(model, self.half)
         self.publish()
 
     def _add(self, name: str, parameter: nn.Parameter, whole: set[int]) -> None:
@@ -160,17 +163,11 @@ def _kept_modules(model: nn.Module, options: PrecisionOptions) -> list[nn.Module
     return kept
 
 
-def _mixes(module: nn.Module, half: torch.dtype) -> bool:
-    """Whether a module has float32 weights of its own and must be joined to its half neighbours."""
-    own = [parameter for parameter in module.parameters(recurse=False) if parameter.is_floating_point()]
-    if not any(parameter.dtype == torch.float32 for parameter in own):
-        return False
-    # On CPU, layer_norm takes half activations with float32 weights, computes in float32 and rounds once: no casts.
-    return not (isinstance(module, nn.LayerNorm) and own[0].device.type == "cpu")
+def _bridge(model: nn.Module, half: torch.dtype) -> None:
+    """Join float32 modules to their half neighbours: they read float32 and give the half format.
 
-
-def _bridge(module: nn.Module, half: torch.dtype) -> None:
-    """Let a float32 module read float32 and give the half format (as 2019's --fp32-layernorm and --fp32-embedding)."""
+    As 2019's --fp32-layernorm and --fp32-embedding do. A model that casts by itself is not disturbed.
+    """
 
     def widen(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(_cast(item, torch.float32) for item in inputs)
@@ -178,10 +175,35 @@ def _bridge(module: nn.Module, half: torch.dtype) -> None:
     def narrow(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         return _cast(output, half)
 
-    module.register_forward_pre_hook(widen)
-    if not isinstance(module, nn.Linear):
-        # The vocabulary's logits, from the tied float32 table, stay as exact as they are.
+    narrowed: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if parameter.is_floating_point()]
+        joined = is_norm(module) or isinstance(module, nn.Embedding | nn.Linear)
+        if not joined or not any(parameter.dtype == torch.float32 for parameter in own):
+            continue
+        if isinstance(module, nn.LayerNorm) and own[0].device.type == "cpu":
+            # Here layer_norm takes half activations and float32 weights as they are, and rounds once: no casts.
+            continue
+        if isinstance(module, nn.Embedding):
+            place = _sum_of_embeddings(model, name) or module
+            narrowed[id(place)] = place
+            continue
+        module.register_forward_pre_hook(widen)
+        if not isinstance(module, nn.Linear):
+            # A linear layer in float32 is the vocabulary's, tied to its table: its logits stay as exact as they are.
+            narrowed[id(module)] = module
+    for module in narrowed.values():
         module.register_forward_hook(narrow)
+
+
+def _sum_of_embeddings(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that adds up the embedding `name` and others, so that the sum is rounded and not its parts."""
+    parent_name = name.rpartition(".")[0]
+    if not parent_name:
+        return None
+    parent = model.get_submodule(parent_name)
+    weighted = [module for module in parent.modules() if next(module.parameters(recurse=False), None) is not None]
+    return parent if all(isinstance(module, nn.Embedding) for module in weighted) else None
 
 
 def _cast(item: Any, dtype: torch.dtype) -> Any:

@@ -79,7 +79,8 @@ def make_schedule(options: TrainingOptions) -> Schedule:
     rows = rows_of(options)
     by_samples = options.train_samples is not None
     decay = _length("lr-decay", options.lr_decay_iters, options.lr_decay_samples, rows, by_samples)
-    decay = decay or options.train_samples or steps_of(options) * rows
+    steps = steps_of(options)
+    decay = decay or options.train_samples or steps * rows
     warmup = _length("lr-warmup", options.lr_warmup_iters, options.lr_warmup_samples, rows, by_samples)
     if warmup is None:
         warmup = int(options.warmup * decay)

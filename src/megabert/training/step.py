@@ -65,7 +65,7 @@ class TrainingStep:
         self.scaler = scaler
         self.clip_grad = clip_grad
         self.device = device
-        self.forward = forward or weights.model
+        self.forward = weights.model if forward is None else forward
 
     def __call__(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepReport:
         """Make one update from a batch that is cut into micro-batches. The model is in training mode."""

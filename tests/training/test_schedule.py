@@ -1,0 +1,80 @@
+import math
+
+import pytest
+
+from megabert.training.schedule import Schedule, make_schedule
+
+from .toy import options
+
+
+def schedule(**changes) -> Schedule:
+    values = {"highest": 1.0, "lowest": 0.1, "initial": 0.0, "warmup": 100, "decay": 1100, "style": "linear"}
+    return Schedule(**{**values, **changes})
+
+
+def test_warm_up_starts_at_zero_and_reaches_the_highest_rate():
+    rates = [schedule()(samples) for samples in (0, 25, 100)]
+    assert rates == [0.0, 0.25, 1.0]
+    assert schedule(initial=0.2)(0) == 0.2
+    assert schedule(initial=0.2)(50) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("style", "samples", "expected"),
+    [
+        ("linear", 350, 0.1 + 0.9 * 0.75),
+        ("linear", 1100, 0.1),
+        ("linear", 5000, 0.1),
+        ("cosine", 600, 0.1 + 0.9 * 0.5),
+        ("cosine", 350, 0.1 + 0.9 * 0.5 * (math.sqrt(0.5) + 1)),
+        ("cosine", 1101, 0.1),
+        ("constant", 1_000_000, 1.0),
+        ("inverse-square-root", 400, 0.5),
+        ("inverse-square-root", 1101, 0.1),
+        ("exponential", 1100, 0.5 ** (1000 / 1100)),
+        ("exponential", 9000, 0.5 ** (1000 / 1100)),
+    ],
+)
+def test_values_by_hand(style, samples, expected):
+    assert schedule(style=style)(samples) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [("linear", 0.75), ("cosine", 0.5 * (math.sqrt(0.5) + 1)), ("exponential", 2 * 0.5**0.25 - 1), ("minus_sqrt", 0.5)],
+)
+def test_wsd_stays_then_falls_in_its_last_part(style, expected):
+    wsd = schedule(style="WSD", wsd_style=style, wsd_decay=400)
+    assert wsd(500) == 1.0 and wsd(700) == 1.0
+    assert wsd(800) == pytest.approx(0.1 + 0.9 * expected, rel=1e-12)
+    assert wsd(1100) == pytest.approx(0.1)
+
+
+def test_lengths_in_iterations_become_samples():
+    made = make_schedule(options(batch_size=4, global_batch_size=8, train_iters=1000, warmup=0.05, lr=2e-4))
+    assert (made.decay, made.warmup) == (8000, 400)
+    assert make_schedule(options(train_iters=1000, lr_warmup_iters=7)).warmup == 28
+    assert make_schedule(options(train_iters=1000, lr_decay_iters=900, warmup=0.01)).warmup == 36
+
+
+def test_lengths_in_samples():
+    made = make_schedule(options(train_samples=10_000, lr_decay_samples=9_000, lr_warmup_samples=90))
+    assert (made.decay, made.warmup) == (9000, 90)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_samples": 400, "lr_decay_iters": 10}, "--lr-decay-iters goes with --train-iters"),
+        ({"lr_warmup_samples": 10}, "--lr-warmup-samples goes with --train-samples"),
+        ({"lr_warmup_iters": 30}, "not shorter than the decay"),
+        ({"min_lr": 1.0}, "--min-lr"),
+        ({"lr_warmup_init": 1.0}, "--lr-warmup-init"),
+        ({"lr_decay_style": "WSD", "lr_wsd_decay_iters": 29}, "--lr-wsd-decay-iters"),
+        ({"global_batch_size": 6}, "--global-batch-size: 6 is not a multiple"),
+        ({"train_samples": 3}, "--train-samples: 3 is less"),
+    ],
+)
+def test_refuses_what_does_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_schedule(options(**changes))
