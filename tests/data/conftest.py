@@ -30,7 +30,9 @@ def natural_documents(count, seed=0, mean_sentences=12.0, mean_tokens=22.0):
     generator = np.random.default_rng(seed)
     documents = []
     for _ in range(count):
-        lengths = np.clip(generator.lognormal(np.log(mean_tokens), 0.5, generator.geometric(1 / mean_sentences)), 2, 200)
+        lengths = np.clip(
+            generator.lognormal(np.log(mean_tokens), 0.5, generator.geometric(1 / mean_sentences)), 2, 200
+        )
         documents.append([generator.integers(10, 1000, int(length)) for length in lengths])
     return documents
 

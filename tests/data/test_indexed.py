@@ -178,6 +178,7 @@ def test_a_writer_killed_between_its_renames_is_completed(tmp_path):
     writer.progress = {"next": 1}
     writer._write_journal(complete=True)
     (writer.folder / "tokens").rename(tmp_path / "x.bin")
+    writer._lock.close()
     again = IndexedWriter(tmp_path / "x", 100, settings={})
     again.finish()
     assert IndexedData(tmp_path / "x").tokens(0, 1).tolist() == [1, 2] and not writer.folder.exists()

@@ -17,7 +17,9 @@ def words_of(ids):
 
 
 def sample(generator, length=120):
-    ids = np.where(generator.random(length) < 0.35, generator.integers(500, 1000, length), generator.integers(5, 500, length))
+    ids = np.where(
+        generator.random(length) < 0.35, generator.integers(500, 1000, length), generator.integers(5, 500, length)
+    )
     ids[[0, 60, -1]] = [1, 2, 2]
     return ids, ids >= 5
 

@@ -1,5 +1,5 @@
 import random
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def literal_map(documents, sizes, length, short_seq_prob, seed, least, num_sampl
 
     rows = []
     while True:
-        for first, last in zip(documents, documents[1:], strict=False):
+        for first, last in pairwise(documents):
             if last - first < least or last == first:
                 continue
             if last - first > 1 and any(size > 512 for size in sizes[first:last]):
@@ -92,7 +92,13 @@ def test_one_epoch_covers_every_usable_sentence_once():
 def test_no_usable_document_gives_an_empty_map():
     for documents in ([0], [0, 1, 2]):
         rows = build_sample_map(
-            np.array(documents), np.array([4, 4]), length=9, short_seq_prob=0.1, seed=1, least_sentences=2, num_samples=9
+            np.array(documents),
+            np.array([4, 4]),
+            length=9,
+            short_seq_prob=0.1,
+            seed=1,
+            least_sentences=2,
+            num_samples=9,
         )
         assert rows.shape == (0, 3)
 
@@ -112,12 +118,17 @@ def popped(first, second, most, chance):
     return a, b
 
 
-@pytest.mark.parametrize(("first", "second", "most"), [(9, 3, 8), (3, 9, 8), (5, 5, 7), (1, 40, 4), (6, 5, 11), (50, 0, 7)])
+@pytest.mark.parametrize(
+    ("first", "second", "most"), [(9, 3, 8), (3, 9, 8), (5, 5, 7), (1, 40, 4), (6, 5, 11), (50, 0, 7)]
+)
 def test_truncation_is_megatrons_pop_by_pop(first, second, most):
     generator, chance = np.random.default_rng(1), random.Random(1)
     fronts, literal_fronts = [], []
     for _ in range(2000):
-        a, b = (list(range(n))[part] for n, part in zip((first, second), truncate(first, second, most, generator), strict=True))
+        a, b = (
+            list(range(n))[part]
+            for n, part in zip((first, second), truncate(first, second, most, generator), strict=True)
+        )
         wanted_a, wanted_b = popped(first, second, most, chance)
         assert (len(a), len(b)) == (len(wanted_a), len(wanted_b))
         fronts.append((a or b)[0])

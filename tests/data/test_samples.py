@@ -136,15 +136,17 @@ def test_lengths_are_those_of_the_rows(data, vocabulary):
 
 def test_max_preds_per_seq(data, vocabulary):
     samples = SampleSet(data, vocabulary, options(max_preds_per_seq=4), seed=1)
-    assert all((row["masked_labels"] != -100).sum() <= 4 for row in samples) and samples[0]["masked_labels"].shape == (4,)
+    assert all((row["masked_labels"] != -100).sum() <= 4 for row in samples) and samples[0]["masked_labels"].shape == (
+        4,
+    )
 
 
 def test_what_cannot_be_trained_on_is_said(make_data, vocabulary):
     data = make_data([[[10, 11]], [[12]]])
-    with pytest.raises(ValueError, match="fewer than 2 sentences.*pair-task none"):
+    with pytest.raises(ValueError, match=r"fewer than 2 sentences.*pair-task none"):
         SampleSet(data, vocabulary, options(), seed=1)
     assert len(SampleSet(data, vocabulary, options(pair_task="none"), seed=1)) == 2
-    with pytest.raises(ValueError, match="validation data has no document.*split 949,50,1"):
+    with pytest.raises(ValueError, match=r"validation data has no document.*split 949,50,1"):
         SampleSet(data, vocabulary, options(), seed=1, documents=(2, 2), name="validation data")
     with pytest.raises(ValueError, match="one document, but --pair-task nsp"):
         SampleSet(data, vocabulary, options(pair_task="nsp"), seed=1, documents=(0, 1))

@@ -14,7 +14,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
 from megabert.config import option
@@ -24,12 +24,15 @@ from megabert.tokenization.options import TokenizerOptions
 from megabert.training.options import TrainingOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from transformers import PreTrainedModel
 
-    from megabert.data.sources import Sets
+    from megabert.data.blend import DataSets, Source
+    from megabert.data.sources import Named
     from megabert.tokenization.word_piece import WordPiece
-    from megabert.training.loop import Outcome, Trainer
+    from megabert.training.loop import Trainer
 
 SUMMARY = "train a Megatron BERT from text or indexed files"
 
@@ -57,28 +60,30 @@ def run(config: Config) -> None:
 
     import torch
 
-    from megabert.data import sources
     from megabert.models.losses import PretrainingObjective
     from megabert.training.loop import Trainer
 
-    texts = sources.resolve(config)
-    tokenizer = _tokenizer(config, texts, folder)
     cache = config.data_cache_path or folder.parent / "cache"
-    sets = sources.open_sets(texts, tokenizer, config, cache=cache, **_amounts(config))
+    named = _named(config, cache)
+    tokenizer = _tokenizer(config, named["train_data"], folder)
+    sources, sets = _data(config, named, tokenizer, cache)
     device = _device(config)
     torch.manual_seed(config.seed)
     model = _model(config, tokenizer)
     trainer = Trainer(
         model, PretrainingObjective(config.pairs), sets.train, sets.valid, config, folder=folder, device=device,
-        identity={"tokenizer": tokenizer.fingerprint()[:16], **sets.identity},
+        identity=_identity(config, tokenizer, sources),
     )  # fmt: skip
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder / "tokenizer")
     configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")
-    print(_describe(model, tokenizer, sets, config, device), flush=True)
+    for line in _describe(model, tokenizer, sets, config, device):
+        print(line, flush=True)
     outcome = trainer.fit()
-    _finish(trainer, outcome, tokenizer, sets, config, folder)
+    if outcome.finished:
+        _test(trainer, sets, sources["train_data"], config, folder)
+    _export(trainer, tokenizer, folder)
 
 
 def _check(config: Config) -> None:
@@ -87,8 +92,8 @@ def _check(config: Config) -> None:
         raise ValueError("--train-data is missing: name text files, prefixes of indexed data, or builtin")
     if config.seq_length > config.max_position_embeddings:
         raise ValueError(
-            f"--seq-length {config.seq_length} is longer than the {config.max_position_embeddings} positions that have an "
-            f"embedding; lower it, or say --max-position-embeddings {config.seq_length}"
+            f"--seq-length {config.seq_length} is longer than the {config.max_position_embeddings} positions that have "
+            f"an embedding; lower it, or say --max-position-embeddings {config.seq_length}"
         )
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
@@ -117,11 +122,21 @@ def _check_folder(config: Config, folder: Path) -> None:
             )
 
 
-def _tokenizer(config: Config, texts: Any, folder: Path) -> WordPiece:
-    """The tokenizer that was named, or the run folder's, or one trained on the training text."""
-    from megabert.tokenization import named, trainer, word_piece
+def _named(config: Config, cache: Path) -> dict[str, Named]:
+    """What each data flag names; the first thing that is not there stops the run here."""
+    from megabert.data import sources
 
-    tokenizer = named.open_tokenizer(config)
+    fields = ("train_data", "valid_data", "test_data")
+    return {field: sources.resolve(getattr(config, field), field, config, cache) for field in fields}
+
+
+def _tokenizer(config: Config, named: Named, folder: Path) -> WordPiece:
+    """The tokenizer that was named, or the run folder's, or one trained on the training text."""
+    from megabert.data import sources
+    from megabert.tokenization import named as named_tokenizers
+    from megabert.tokenization import trainer, word_piece
+
+    tokenizer = named_tokenizers.open_tokenizer(config)
     if tokenizer is not None:
         return tokenizer
     kept = folder / "tokenizer"
@@ -129,21 +144,44 @@ def _tokenizer(config: Config, texts: Any, folder: Path) -> WordPiece:
         return word_piece.load(kept)
     begin = time.monotonic()
     print("no --tokenizer: training a WordPiece vocabulary on the training text", flush=True)
-    tokenizer = trainer.train(
-        texts.training_texts(config), config.vocab_size, lower_case=named.wanted_lower_case(config) is not False
-    )
-    kept.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(kept)
-    print(f"vocabulary: {tokenizer.vocabulary_size:,} entries, {time.monotonic() - begin:.0f} s, {kept}", flush=True)
+    lower_case = named_tokenizers.wanted_lower_case(config) is not False
+    tokenizer = trainer.train(sources.texts_of(named, config), config.vocab_size, lower_case=lower_case)
+    print(f"vocabulary: {tokenizer.vocabulary_size:,} entries in {time.monotonic() - begin:.0f} s", flush=True)
     return tokenizer
 
 
-def _amounts(config: Config) -> dict[str, int]:
-    """How many rows the run will ask each set for."""
+def _data(
+    config: Config, named: dict[str, Named], tokenizer: WordPiece, cache: Path
+) -> tuple[dict[str, list[Source]], DataSets]:
+    """Indexed data for each flag, and the rows made of it."""
+    from megabert.data import sources
+    from megabert.data.blend import make_sets
     from megabert.training.options import rows_of, steps_of
 
+    indexed = {
+        field: sources.index(what, tokenizer, config, cache=cache, workers=config.workers) if what else []
+        for field, what in named.items()
+    }
     evaluated = config.eval_iters * (config.eval_batch_size or config.batch_size)
-    return {"train_rows": steps_of(config) * rows_of(config), "valid_rows": evaluated, "test_rows": evaluated}
+    sets = make_sets(
+        config, tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
+        test=indexed["test_data"], num_samples=(steps_of(config) * rows_of(config), evaluated, evaluated),
+    )  # fmt: skip
+    return indexed, sets
+
+
+def _identity(config: Config, tokenizer: WordPiece, indexed: dict[str, list[Source]]) -> dict[str, str]:
+    """What a run is made of: its checkpoints go on with nothing else."""
+    from megabert.data import sources
+
+    cutting = ("split", "seq_length", "mask_prob", "max_preds_per_seq", "short_seq_prob", "masking", "pack")
+    return {
+        "tokenizer": tokenizer.fingerprint()[:16],
+        "data": sources.digest(indexed["train_data"]),
+        "seed": str(config.seed),
+        "pair task": config.pairs,
+        **{name.replace("_", " "): str(getattr(config, name)) for name in cutting},
+    }
 
 
 def _device(config: Config) -> torch.device:
@@ -175,31 +213,52 @@ def _model(config: Config, tokenizer: WordPiece) -> PreTrainedModel:
 
 
 def _describe(
-    model: PreTrainedModel, tokenizer: WordPiece, sets: Sets, config: Config, device: torch.device
-) -> str:
+    model: PreTrainedModel, tokenizer: WordPiece, sets: DataSets, config: Config, device: torch.device
+) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "fp32"
-    return "\n".join(
-        [
-            f"model: {config.num_layers} layers x {config.hidden_size}, {parameters / 1e6:.1f} M parameters, {precision} "
-            f"on {device}, vocabulary of {tokenizer.vocabulary_size:,}",
-            *(f"data: {line}" for line in sets.describe()),
-            f"run folder: {config.save}",
-        ]
+    yield (
+        f"model: {config.num_layers} layers x {config.hidden_size}, {parameters / 1e6:.1f} M parameters, {precision} "
+        f"on {device}, vocabulary of {tokenizer.vocabulary_size:,}"
+    )
+    counts = [f"{name} {len(rows):,}" for name, rows in zip(("train", "valid", "test"), sets, strict=False) if rows]
+    yield f"rows in one pass of {config.seq_length} tokens: {', '.join(counts)}"
+    fill = getattr(sets.train, "fill", None)
+    if fill is not None:
+        yield f"packed rows hold tokens in {fill:.1%} of their places"
+    yield from sets.notes
+    yield f"run folder: {config.save}"
+
+
+def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config, folder: Path) -> None:
+    """Measure the finished model on the documents that training never saw, beside the guess that knows no context."""
+    from megabert.data import baseline
+    from megabert.training.sinks import JsonLines
+
+    rows = sets.test if sets.test is not None else sets.valid
+    evaluation = trainer.evaluate(rows) if rows is not None and config.eval_iters else None
+    if rows is None or evaluation is None:
+        return
+    record = evaluation.record("test")
+    limit = config.eval_iters * (config.eval_batch_size or config.batch_size)
+    record["test_lm_unigram_accuracy"] = baseline.unigram_accuracy(baseline.commonest_token(train), rows, limit)
+    metrics = JsonLines(folder / "metrics.jsonl", after=trainer.progress.step)
+    metrics.write({"step": trainer.progress.step, **record})
+    metrics.close()
+    print(
+        f"test: lm loss {record['test_lm_loss']:.4f}, perplexity {record['test_perplexity']:.2f}, masked tokens right: "
+        f"{record['test_lm_accuracy']:.1%} (by guessing the commonest one: {record['test_lm_unigram_accuracy']:.1%})",
+        flush=True,
     )
 
 
-def _finish(
-    trainer: Trainer, outcome: Outcome, tokenizer: WordPiece, sets: Sets, config: Config, folder: Path
-) -> None:
-    """After the loop: the model as a Transformers folder, and, when the run is done, the test."""
+def _export(trainer: Trainer, tokenizer: WordPiece, folder: Path) -> None:
+    """Write the weights in fp32, as training keeps them, as a Transformers folder."""
     from megabert.formats import huggingface
 
-    if outcome.finished and sets.test is not None and config.eval_iters:
-        evaluation = trainer.evaluate(sets.test)
-        if evaluation is not None:
-            record = evaluation.record("test")
-            trainer.record(record)
-            print("test | " + " | ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.items()))
-    huggingface.write(trainer.export(), tokenizer, folder / "model")
-    print(f"model: {folder / 'model'} (a Transformers folder); checkpoints, metrics.jsonl and loss.png: {folder}")
+    model = type(trainer.model)(trainer.model.config)
+    model.load_state_dict(trainer.train_step.weights.state())
+    huggingface.write(model, tokenizer, folder / "model")
+    print(
+        f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
+    )

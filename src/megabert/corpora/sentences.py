@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sentencex
+from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without types)
 
 
 def split(text: str, language: str = "en", *, presplit: bool = False) -> list[str]:
@@ -22,5 +22,5 @@ def split(text: str, language: str = "en", *, presplit: bool = False) -> list[st
         if presplit:
             sentences.append(line)
         else:
-            sentences.extend(piece for part in sentencex.segment(language, line) if (piece := part.strip()))
+            sentences.extend(piece for part in segment(language, line) if (piece := part.strip()))
     return sentences

@@ -5,6 +5,7 @@ Shares are contiguous ranges of documents and mixing is greedy by weight, both a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,7 +59,7 @@ def split_documents(count: int, shares: Sequence[float]) -> list[tuple[int, int]
         borders.append(borders[-1] + round(share * count))
     excess = borders[-1] - count
     borders = [0] + [max(border - excess, 0) for border in borders[1:]]
-    return list(zip(borders[:-1], borders[1:], strict=True))
+    return list(itertools.pairwise(borders))
 
 
 def _is_number(text: str) -> bool:
@@ -157,18 +158,31 @@ class DataSets(NamedTuple):
 
 
 def make_set(
-    data: IndexedData, vocabulary: Vocabulary, options: DataOptions, *, seed: int, documents: tuple[int, int] | None = None,
-    num_samples: int | None = None, name: str = "training data",
-) -> SampleSet | PackedSampleSet:  # fmt: skip
+    data: IndexedData,
+    vocabulary: Vocabulary,
+    options: DataOptions,
+    *,
+    seed: int,
+    documents: tuple[int, int] | None = None,
+    num_samples: int | None = None,
+    name: str = "training data",
+) -> SampleSet | PackedSampleSet:
     """Rows of one indexed data set, packed when the options say so; arguments and errors as `SampleSet`."""
     samples = SampleSet(data, vocabulary, options, seed=seed, documents=documents, num_samples=num_samples, name=name)
     return PackedSampleSet(samples) if options.pack else samples
 
 
 def _make_mixed(
-    sources: Sequence[Source], opened: dict[str, IndexedData], vocabulary: Vocabulary, options: DataOptions, *, seed: int,
-    shares: Sequence[float], number: int, num_samples: int | None,
-) -> RowSet:  # fmt: skip
+    sources: Sequence[Source],
+    opened: dict[str, IndexedData],
+    vocabulary: Vocabulary,
+    options: DataOptions,
+    *,
+    seed: int,
+    shares: Sequence[float],
+    number: int,
+    num_samples: int | None,
+) -> RowSet:
     """The training (number 0), validation (1) or test (2) rows of several sources."""
     total = sum(source.weight for source in sources)
     sets = []

@@ -1,7 +1,7 @@
 """Megatron's indexed data: `<prefix>.bin` (tokens) and `<prefix>.idx` (where sentences and documents begin), read.
 
-Both files are Megatron-LM's "mmap" format, byte for byte. Beside them lies `<prefix>.json` with sizes, checksums, the largest
-id and the tokenizer's fingerprint; files without it (Megatron's own) are read as they are. Writing is in
+Both files are Megatron-LM's "mmap" format, byte for byte. Beside them lies `<prefix>.json` with sizes, checksums, the
+largest id and the tokenizer's fingerprint; files without it (Megatron's own) are read as they are. Writing is in
 `indexed_writer.py`.
 """
 
@@ -26,8 +26,13 @@ SCANNED_AT_OPEN = 1 << 33
 
 # Code 7 was float64 in old code and is float32 now; tokens are whole numbers, so both are refused.
 DTYPES: dict[int, np.dtype] = {
-    1: np.dtype("u1"), 2: np.dtype("i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2"),
-}  # fmt: skip
+    1: np.dtype("u1"),
+    2: np.dtype("i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+}
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -43,8 +48,8 @@ def with_suffix(prefix: Path, suffix: str) -> Path:
 def find_prefix(path: str | Path) -> Path | None:
     """The prefix of the indexed data that `path` names, or None when there is none.
 
-    `path` may be the prefix, one of the two files, or the `--output-prefix` of the tokenizing command, to which it added
-    `_text_sentence` (or `_text_document`).
+    `path` may be the prefix, one of the two files, or the `--output-prefix` of the tokenizing command, to which it
+    added `_text_sentence` (or `_text_document`).
     """
     path = Path(path)
     candidates = [path.with_name(path.name + added) for added in ("", "_text_sentence", "_text_document")]
@@ -75,7 +80,9 @@ def read_header(path: Path) -> Header:
         start = file.read(HEADER.size)
     length = path.stat().st_size
     if start[:8] == b"TNTIDX\x00\x00":
-        raise ValueError(f"{path}: this is the older 'cached' or 'lazy' index; tokenize the text again (megabert tokenize)")
+        raise ValueError(
+            f"{path}: this is the older 'cached' or 'lazy' index; tokenize the text again (megabert tokenize)"
+        )
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
         raise ValueError(f"{path}: not an index of tokens: it begins with {start[:9]!r}, where {MAGIC!r} is needed")
     if length < HEADER.size:
@@ -89,8 +96,8 @@ def read_header(path: Path) -> Header:
     needed = HEADER.size + 12 * sequences + 8 * boundaries
     if length not in (needed, needed + sequences):  # multimodal files have one more byte for each sequence
         raise ValueError(
-            f"{path}: damaged: {length} bytes, but its header ({sequences} sentences, {boundaries} document boundaries) "
-            f"needs {needed}"
+            f"{path}: damaged: {length} bytes, but its header ({sequences} sentences, {boundaries} document boundaries)"
+            f" needs {needed}"
         )
     return Header(DTYPES[code], sequences, boundaries)
 
@@ -147,17 +154,23 @@ class IndexedData:
     def _check_structure(self, index_path: Path) -> None:
         documents, sizes, itemsize = self.documents, self.sizes, self.dtype.itemsize
         if len(documents) == 0 or documents[0] != 0 or documents[-1] != len(sizes) or np.any(np.diff(documents) < 0):
-            raise ValueError(f"{index_path}: damaged: the document boundaries do not rise from 0 to {len(sizes)} sentences")
+            raise ValueError(
+                f"{index_path}: damaged: the document boundaries do not rise from 0 to {len(sizes)} sentences"
+            )
         total, block = 0, 1 << 20
         for first in range(0, len(sizes), block):
             lengths = sizes[first : first + block].astype(np.int64)
             ends = np.cumsum(lengths) * itemsize + total
             if lengths.min() < 0 or not np.array_equal(self._starts[first : first + block], ends - lengths * itemsize):
-                raise ValueError(f"{index_path}: damaged: sizes and places of the sentences from {first} on contradict each other")
+                raise ValueError(
+                    f"{index_path}: damaged: sizes and places of the sentences from {first} on contradict each other"
+                )
             total = int(ends[-1])
         present = self.token_path.stat().st_size
         if present != total:
-            raise ValueError(f"{self.token_path}: damaged: {present} bytes, but its index {index_path.name} needs {total}")
+            raise ValueError(
+                f"{self.token_path}: damaged: {present} bytes, but its index {index_path.name} needs {total}"
+            )
 
     def _check_tokens(self) -> None:
         with self.token_path.open("rb") as file:
@@ -217,19 +230,22 @@ class IndexedData:
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        sound = isinstance(facts, dict) and isinstance(facts["index_crc32"], int) and isinstance(facts["token_crc32"], list)
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError):
-        sound = False
-    if not sound:
-        raise ValueError(f"{path}: damaged: not the checksums of indexed data (delete the file to read the data unchecked)")
-    return facts
+    except ValueError:
+        facts = None
+    if isinstance(facts, dict) and isinstance(facts.get("index_crc32"), int):
+        sums, largest = facts.get("token_crc32"), facts.get("largest_id", 0)
+        if isinstance(sums, list) and isinstance(largest, int):
+            return facts
+    raise ValueError(f"{path}: damaged: not the checksums of indexed data (delete the file to read the data unchecked)")
 
 
 def _check_sum(path: Path, expected: int, content: Any) -> None:
     if zlib.crc32(content) != expected:
-        raise ValueError(f"{path}: damaged: its checksum is wrong; take the file from its source again, or tokenize again")
+        raise ValueError(
+            f"{path}: damaged: its checksum is wrong; take the file from its source again, or tokenize again"
+        )
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -264,7 +280,12 @@ def describe(path: str | Path, examples: int = 3) -> dict[str, Any]:
         top = int(np.percentile(lengths, 99)) + 1 if len(lengths) else 1
         counts, edges = np.histogram(np.minimum(lengths, top), bins=16, range=(0, top))
         mean = float(lengths.mean()) if len(lengths) else 0.0
-        return {"mean": mean, "largest": int(lengths.max(initial=0)), "edges": edges.tolist(), "counts": counts.tolist()}
+        return {
+            "mean": mean,
+            "largest": int(lengths.max(initial=0)),
+            "edges": edges.tolist(),
+            "counts": counts.tolist(),
+        }
 
     return {
         "prefix": str(data.prefix),

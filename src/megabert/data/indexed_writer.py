@@ -1,33 +1,36 @@
 """Writing indexed data (`.bin`, `.idx`, `.json`) as a stream that can be stopped and taken up again.
 
-While a data set grows it lies in `<prefix>.partial/`: tokens, sizes and document lengths as three plain files and a journal that
-says how far they are good. `finish` makes the index from them and renames the files to their places, so that a reader
-never sees half a data set.
+While a data set grows it lies in `<prefix>.partial/`: tokens, sizes and document lengths as three plain files and a
+journal that says how far they are good. `finish` makes the index from them and renames the files to their places, so
+that a reader never sees half a data set.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from megabert import runtime
 from megabert.data.indexed import CHECKSUM_BLOCK, DTYPES, HEADER, MAGIC, VERSION, token_dtype, with_suffix
 
+_LOCK = "lock"
 _COPY_BLOCK = 1 << 20  # entries of an array handled at once
 
 
 class IndexedWriter:
     """Appends documents; `finish` makes the files appear, `abandon` removes what was written.
 
-    As a context manager it finishes when the block ends well. When the block raises, it keeps what the last `checkpoint`
-    made durable, or removes everything where there was none.
+    As a context manager it finishes when the block ends well. When the block raises, it keeps what the last
+    `checkpoint` made durable, or removes everything where there was none.
     """
 
     def __init__(
@@ -54,18 +57,35 @@ class IndexedWriter:
         self.largest_id = -1
         self._finished_sums: list[int] = []
         self._running_sum = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
         journal = self._read_journal() if settings is not None else None
         if journal is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._complete = False
+            for path in self.folder.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+        self.complete = False
         if journal is not None:
             self._restore(journal)
-        if not self._complete:
+        if not self.complete:
             self._files = {name: self._open(name, length) for name, length in self._lengths().items()}
 
+    def _take_lock(self) -> IO[bytes]:
+        """The system gives the lock back when the process ends, however it ends."""
+        lock = (self.folder / _LOCK).open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(f"{self.prefix}: another process is writing this data set; wait for it to end") from None
+        return lock
+
     def _lengths(self) -> dict[str, int]:
-        return {"tokens": self.tokens * self.dtype.itemsize, "sizes": self.sentences * 4, "documents": self.documents * 4}
+        return {
+            "tokens": self.tokens * self.dtype.itemsize,
+            "sizes": self.sentences * 4,
+            "documents": self.documents * 4,
+        }
 
     def _open(self, name: str, length: int) -> Any:
         file = (self.folder / name).open("ab")
@@ -86,7 +106,7 @@ class IndexedWriter:
         self.tokens, self.sentences, self.documents = (journal[key] for key in ("tokens", "sentences", "documents"))
         self.largest_id, self.progress = journal["largest_id"], journal["progress"]
         self._finished_sums, self._running_sum = journal["finished_sums"], journal["running_sum"]
-        self._complete = journal["complete"]
+        self.complete = journal["complete"]
 
     @property
     def resumed(self) -> bool:
@@ -94,7 +114,7 @@ class IndexedWriter:
         return bool(self.progress)
 
     def add_document(self, sentences: Iterable[Sequence[int]]) -> None:
-        """Append one document, given as its sentences' ids. Empty sentences are dropped, and so is an empty document."""
+        """Append one document, given as its sentences' ids. Empty sentences and an empty document are dropped."""
         kept = [np.asarray(sentence, self.dtype) for sentence in sentences if len(sentence)]
         if kept:
             sizes = np.array([len(sentence) for sentence in kept], np.int32)
@@ -161,7 +181,7 @@ class IndexedWriter:
         Raises:
             ValueError: no document was added.
         """
-        if not self._complete:
+        if not self.complete:
             if not self.documents:
                 self.abandon()
                 raise ValueError(f"{self.prefix}: there is no document to write; nothing was written")
@@ -169,7 +189,7 @@ class IndexedWriter:
             self._write_index()
             self._write_facts(facts or {})
             self._write_journal(complete=True)
-            self._complete = True
+            self.complete = True
         # The index comes last: where it is, the other two are. A process killed here leaves a journal that says
         # "complete", and the next one does the renames that are missing. An index from before must not meet new tokens.
         if (self.folder / "tokens").exists():
@@ -179,6 +199,7 @@ class IndexedWriter:
                 (self.folder / name).replace(with_suffix(self.prefix, suffix))
         runtime.sync_folder(self.prefix.parent)
         shutil.rmtree(self.folder)
+        self._lock.close()
 
     def _close(self) -> None:
         for file in self._files.values():
@@ -214,28 +235,39 @@ class IndexedWriter:
                 checksum = zlib.crc32(part, checksum)
         tail = [self._running_sum] if self.tokens * self.dtype.itemsize % CHECKSUM_BLOCK else []
         facts = {
-            "documents": self.documents, "sentences": self.sentences, "tokens": self.tokens, "largest_id": self.largest_id,
-            "tokenizer": self._fingerprint, "index_crc32": checksum, "token_crc32": self._finished_sums + tail, **extra,
-        }  # fmt: skip
+            "documents": self.documents,
+            "sentences": self.sentences,
+            "tokens": self.tokens,
+            "largest_id": self.largest_id,
+            "tokenizer": self._fingerprint,
+            "index_crc32": checksum,
+            "token_crc32": self._finished_sums + tail,
+            **extra,
+        }
         with runtime.atomic_write(self.folder / "facts.json") as file:
             json.dump(facts, file, indent=1)
             file.write("\n")
 
     def abandon(self) -> None:
         """Remove what was written; files that were at `prefix` before stay."""
-        if not self._complete:
-            for file in self._files.values():
-                file.close()
+        self._release()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _release(self) -> None:
+        if not self.complete:
+            for file in self._files.values():
+                with contextlib.suppress(OSError):  # a full disk: what cannot be flushed is not in the journal either
+                    file.close()
+        self._lock.close()
 
     def __enter__(self) -> IndexedWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.finish()
-        elif self.progress and not self._complete:
-            for file in self._files.values():
-                file.close()
-        elif not self._complete:
+            if not self._lock.closed:
+                self.finish()
+        elif self.progress and not self.complete:
+            self._release()
+        elif not self.complete:
             self.abandon()

@@ -16,7 +16,7 @@ LONGEST_NGRAM = 3
 
 
 def most_predictions(seq_length: int, mask_prob: float) -> int:
-    """Places for predictions in a row: its share of the sequence, rounded up to a multiple of 10 (80 for 512 and 0.15)."""
+    """Places to predict in a row: a share of the sequence, rounded up to a multiple of 10 (80 for 512 and 0.15)."""
     return min(math.ceil(round(seq_length * mask_prob, 6) / 10) * 10, seq_length)
 
 
@@ -89,7 +89,7 @@ def choose_ngrams(
     """
     if not len(candidates):
         return candidates
-    starts, lengths = _words(candidates, continues)
+    starts, _ = _words(candidates, continues)
     words = len(starts)
     edges = [*starts.tolist(), len(candidates)]
     weights = 1 / np.arange(1, LONGEST_NGRAM + 1)
@@ -134,7 +134,8 @@ def mask(
         vocabulary_size: random replacements are drawn from all entries, as Megatron does.
 
     Returns:
-        the ids with replacements [tokens], the chosen places [chosen], ascending, and the ids that stood there [chosen].
+        the ids with replacements [tokens], the chosen places [chosen], ascending, and the ids that stood there
+        [chosen].
     """
     candidates = np.flatnonzero(maskable)
     if method == "token":

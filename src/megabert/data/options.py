@@ -49,28 +49,32 @@ class DataOptions:
     )
     mask_prob: float = option(0.15, "share of a sample's tokens to predict", above=0, maximum=1, example="0.15")
     max_preds_per_seq: int | None = option(
-        None, "most tokens to predict in a sample; by default mask-prob of the sequence, rounded up to a multiple of 10",
+        None, "most tokens to predict in a sample; left out, mask-prob of the sequence, rounded up to a multiple of 10",
         minimum=1, example="80",
     )  # fmt: skip
     short_seq_prob: float = option(
         0.1, "share of samples with a random, shorter length (0: none)", minimum=0, maximum=1, example="0.1"
     )
     masking: Literal["token", "whole-word", "ngram"] = option(
-        "ngram", "what is masked at once: single tokens (2019), whole words, or 1 to 3 whole words (Megatron from v1.0 on)"
+        "ngram",
+        "what is masked at once: single tokens (2019), whole words, or 1 to 3 whole words (Megatron from v1.0 on)",
     )
     pair_task: Literal["sop", "nsp", "none"] = option(
-        "sop", "the sentence-pair task: sop asks whether the two halves were swapped (Megatron from v1.0 on), nsp whether "
-        "the second half comes from another document (2018), none leaves samples whole",
+        "sop", "the sentence-pair task: sop asks whether the two halves were swapped (Megatron from v1.0 on), nsp "
+        "whether the second half comes from another document (2018), none leaves samples whole",
     )  # fmt: skip
     bert_binary_head: bool = option(
         True, "train the sentence-pair head; --bert-no-binary-head means --pair-task none",
         aliases=("bert-no-binary-head", "no-bert-binary-head"), hidden=True,
     )  # fmt: skip
     pack: bool = option(
-        False, "fill each row with several samples, so that nearly no position is padding; attention stays inside a sample"
+        False,
+        "fill each row with several samples, so that nearly no position is padding; attention stays inside a sample",
     )
     data_cache_path: Path | None = option(
-        None, "folder for tokenized text and maps of samples, shared by runs; by default beside the run", example="cache"
+        None,
+        "folder for tokenized text and maps of samples, shared by runs; by default beside the run",
+        example="cache",
     )
     max_bad_fraction: float = option(
         0.01, "share of the lines of a text file that may be unusable (not JSON, no text) before the run stops",

@@ -1,9 +1,10 @@
 """Several samples in one row, so that nearly no position is padding.
 
-Samples are packed in windows of the shuffled map: best fit by decreasing length first, then the gaps that remain are filled
-with parts of other samples, cut at a sentence as the map itself cuts documents. Attention stays inside a sample
-(`sample_ids`), so a packed row trains as its samples would in rows of their own (cf. Krell et al. 2021, "Efficient sequence
-packing without cross-contamination", which packs whole samples only).
+Samples are packed in windows of the shuffled map: best fit by decreasing length first; then the gaps that remain are
+filled with parts of other samples, cut at a sentence as the map itself cuts documents; and where no part is short
+enough, a sample of the row grows by what its length had cut off and by the sentences before it. Attention stays inside
+a sample (`sample_ids`), so a packed row trains as its samples would in rows of their own (cf. Krell et al. 2021,
+"Efficient sequence packing without cross-contamination", which packs whole samples only).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class _Cutter:
     """Cuts pieces at sentences."""
 
     def __init__(self, sizes: np.ndarray, least_sentences: int, specials: int) -> None:
-        self._sizes = memoryview(np.array(sizes, np.int32))
+        self._sizes = np.array(sizes, np.int32).data
         self._least, self._specials = least_sentences, specials
 
     def cut(self, piece: _Piece, length: int) -> tuple[_Piece, _Piece] | None:
@@ -90,6 +91,28 @@ class _Cutter:
             _Piece(piece.first, last, target, length),
             _Piece(last, piece.last, piece.target, rest + self._specials),
         )
+
+    def grow(self, piece: _Piece, room: int, document_start: int) -> _Piece:
+        """The piece with up to `room` tokens more: those truncated from it, then those of the sentences before it."""
+        first, wanted = piece.first, piece.length - self._specials + room
+        tokens = sum(self._sizes[first : piece.last])
+        while tokens < wanted and first > document_start:
+            first -= 1
+            tokens += self._sizes[first]
+        if tokens > wanted:
+            return _Piece(first, piece.last, wanted, wanted + self._specials)
+        return _Piece(first, piece.last, max(tokens, piece.target), tokens + self._specials)
+
+
+def _grow_into_gaps(row: list[_Piece], room: int, cutter: _Cutter, documents: np.ndarray) -> list[_Piece]:
+    """The row with samples grown into its `room`, as far as their documents have text."""
+    for place, piece in enumerate(row):
+        if room <= 0:
+            break
+        start = int(documents[np.searchsorted(documents, piece.first, "right") - 1])
+        row[place] = cutter.grow(piece, room, start)
+        room -= row[place].length - piece.length
+    return row
 
 
 def _fill_gaps(bins: list[_Bin], cutter: _Cutter, capacity: int) -> tuple[list[_Bin], list[_Piece]]:
@@ -143,16 +166,22 @@ def _take_from(pool: list[_Piece], one: _Bin, cutter: _Cutter) -> bool:
     return False
 
 
-def pack(pieces: Sequence[_Piece], capacity: int, cutter: _Cutter, seed: int) -> Iterator[list[_Piece]]:
-    """Rows of pieces, window by window; inside a window the rows come in random order."""
+def pack(
+    pieces: Sequence[_Piece], capacity: int, cutter: _Cutter, documents: np.ndarray, seed: int
+) -> Iterator[list[_Piece]]:
+    """Rows of pieces, window by window; inside a window the rows come in random order.
+
+    Args:
+        documents: [documents + 1] int64, boundaries of the documents.
+    """
     left: list[_Piece] = []
     for number, begin in enumerate(range(0, len(pieces), WINDOW)):
         bins, left = _fill_gaps(best_fit([*left, *pieces[begin : begin + WINDOW]], capacity), cutter, capacity)
         generator = np.random.Generator(np.random.Philox(key=np.array([seed % (1 << 64), number], np.uint64)))
         for place in generator.permutation(len(bins)).tolist():
-            yield bins[place].pieces
+            yield _grow_into_gaps(bins[place].pieces, bins[place].room, cutter, documents)
     for one in best_fit(left, capacity):
-        yield one.pieces
+        yield _grow_into_gaps(one.pieces, one.room, cutter, documents)
 
 
 class PackedSampleSet:
@@ -168,7 +197,7 @@ class PackedSampleSet:
         capacity = samples.shape.positions
         cutter = _Cutter(samples.data.sizes, 2 if samples.paired else 1, samples.specials)
         table = np.column_stack([samples.map.astype(np.int64), samples.lengths()])
-        rows = pack([_Piece(*row) for row in table.tolist()], capacity, cutter, samples.seed)
+        rows = pack([_Piece(*row) for row in table.tolist()], capacity, cutter, samples.documents, samples.seed)
         pieces: list[_Piece] = []
         borders = [0]
         for row in rows:

@@ -1,7 +1,8 @@
 """Which sentences make a sample: Megatron's sample map, and the cut of a sample into its two segments.
 
-The map is a list of (first sentence, one past the last, most tokens), in the order of training. It is Megatron-LM's `build_mapping`
-(megatron/data/helpers.cpp) number for number. What is done with a sample's tokens afterwards is in `samples.py`.
+The map is a list of (first sentence, one past the last, most tokens), in the order of training. It is Megatron-LM's
+`build_mapping` (megatron/data/helpers.cpp) number for number. What is done with a sample's tokens afterwards is in
+`samples.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def draws_32(seed: int, block: int = 1 << 16) -> Iterator[np.ndarray]:
 def draws_64(seed: int, count: int) -> np.ndarray:
     """The first outputs of C++'s `std::mt19937_64(seed)`: [count] uint64.
 
-    Source: Nishimura and Matsumoto, "Tables of 64-bit Mersenne Twisters" (2000), with the parameters of the C++ standard.
+    Source: Nishimura and Matsumoto, "Tables of 64-bit Mersenne Twisters" (2000), with the parameters of the C++
+    standard.
     """
     state = np.empty(_TWIST_SIZE, np.uint64)
     value = seed
@@ -125,16 +127,17 @@ def _walk(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Cut epochs of back-to-back documents into samples: first sentences, ends and target lengths, each [samples].
 
-    One number is drawn for each sample and one more after a document's last sample: the only thing that ties samples together.
+    One number is drawn for each sample and one more after a document's last sample: the only thing that ties samples
+    together.
     """
     every = round(1 / short_seq_prob) if short_seq_prob > 0 else 0
     blocks = draws_32(seed)
     # memoryviews give Python integers faster than arrays do.
-    next_of, total_of = memoryview(full_ends), memoryview(totals)
+    next_of, total_of = full_ends.data, totals.data
     is_end = np.zeros(len(totals), bool)
     is_end[document_ends] = True
-    ends_document = memoryview(is_end)
-    end_of = memoryview(np.repeat(document_ends, np.diff(document_ends, prepend=0)))
+    ends_document = is_end.data
+    end_of = np.repeat(document_ends, np.diff(document_ends, prepend=0)).data
     sentences = len(full_ends)
     begun: list[int] = []
     ended: list[int] = []
@@ -183,8 +186,9 @@ def cut_in_two(sizes: np.ndarray, generator: np.random.Generator) -> int:
 def truncate(first: int, second: int, most: int, generator: np.random.Generator) -> tuple[slice, slice]:
     """What remains of two segments of `first` and `second` tokens when both together may have `most`.
 
-    Megatron takes tokens one at a time from the longer segment (from the second when they are equal), from its front or its
-    back with equal chances. How many each segment loses is thus fixed, and the losses at its front are binomial: two draws.
+    Megatron takes tokens one at a time from the longer segment (from the second when they are equal), from its front
+    or its back with equal chances. How many each segment loses is thus fixed, and the losses at its front are
+    binomial: two draws.
     """
     excess = max(first + second - most, 0)
     if not excess:
@@ -209,9 +213,9 @@ def random_second(
     Args:
         documents: [documents + 1] int64, boundaries of the documents to choose from.
         avoid: a sentence of the document that is not chosen.
-        tokens: sentences are taken until there are so many tokens or the document ends. The start is moved forward from the
-            end of a document where too little would follow, so that random and real pairs are about equally long: length
-            must not give the answer away.
+        tokens: sentences are taken until there are so many tokens or the document ends. Where too little would follow
+            the start, it is moved towards the document's: random and real pairs are to be about equally long, or the
+            length would give the answer away.
     """
     own = int(np.searchsorted(documents, avoid, "right")) - 1
     while True:

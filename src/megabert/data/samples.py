@@ -1,7 +1,8 @@
 """Samples as rows of arrays: row i of a data set is a function of (seed, i) and nothing else.
 
-A row is what the model and the loss need of one sample (or, packed, of several: `packing.py`), with fixed shapes; the keys are
-listed in docs/architecture.md. Which sentences belong together is decided in `pairs.py`, what is predicted in `masking.py`.
+A row is what the model and the loss need of one sample (or, packed, of several: `packing.py`), with fixed shapes; the
+keys are listed in docs/architecture.md. Which sentences belong together is decided in `pairs.py`, what is predicted
+in `masking.py`.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class SampleSet:
     """Masked sentence pairs of a part of indexed data, one padded sample a row.
 
     `len` is the length of the sample map: whole epochs, as many as `num_samples` asks for (Megatron's rule), one by
-    default. Indices beyond it are valid: the map begins again, and since masks and cuts depend on the index they are new.
+    default. Indices beyond it are valid: the map begins again, and since masks and cuts depend on the index they are
+    new.
     """
 
     def __init__(
@@ -144,8 +146,8 @@ class SampleSet:
         )
         if not len(self.map):
             raise ValueError(
-                f"{data.prefix}: no document of the {name} ({len(self.documents) - 1}) gives a sample: each has fewer than "
-                f"{2 if self.paired else 1} sentences or a sentence of over {pairs.LONGEST_SENTENCE} tokens"
+                f"{data.prefix}: no document of the {name} ({len(self.documents) - 1}) gives a sample: each has fewer "
+                f"than {2 if self.paired else 1} sentences or a sentence of over {pairs.LONGEST_SENTENCE} tokens"
                 + (" (--pair-task none trains on documents of one sentence)" if self.paired else "")
             )
 
@@ -156,21 +158,21 @@ class SampleSet:
         count = len(self.documents) - 1
         if count < 1:
             raise ValueError(
-                f"{self.data.prefix}: the {self.name} has no document: its share of the {self.data.num_documents} documents is "
-                f"empty (--split {self.options.split}); give it a larger share, or more documents"
+                f"{self.data.prefix}: the {self.name} has no document: its share of the {self.data.num_documents} "
+                f"documents is empty (--split {self.options.split}); give it a larger share, or more documents"
             )
         if self.options.pairs == "nsp" and count < 2:
             raise ValueError(
-                f"{self.data.prefix}: the {self.name} has one document, but --pair-task nsp needs another one for random second "
-                "halves; use --pair-task sop, or more documents"
+                f"{self.data.prefix}: the {self.name} has one document, but --pair-task nsp needs another one for "
+                "random second halves; use --pair-task sop, or more documents"
             )
 
     def _check_ids(self) -> None:
         largest = self.data.largest_id()
         if largest is not None and largest >= self.vocabulary.size:
             raise ValueError(
-                f"{self.data.prefix}: holds the id {largest}, but the vocabulary has {self.vocabulary.size} entries: it was "
-                "tokenized with another vocabulary"
+                f"{self.data.prefix}: holds the id {largest}, but the vocabulary has {self.vocabulary.size} entries: "
+                "it was tokenized with another vocabulary"
             )
         self._ids_known = largest is not None
 
@@ -220,8 +222,8 @@ class SampleSet:
         maskable[[0, middle, length - 1]] = False
         if not self._ids_known and ids.max() >= vocabulary.size:
             raise ValueError(
-                f"{self.data.prefix}: holds the id {ids.max()} in the sentences {first} to {last - 1}, but the vocabulary has "
-                f"{vocabulary.size} entries: it was tokenized with another vocabulary"
+                f"{self.data.prefix}: holds the id {ids.max()} in the sentences {first} to {last - 1}, but the "
+                f"vocabulary has {vocabulary.size} entries: it was tokenized with another vocabulary"
             )
         count = masking.quota(length, target, self.options.mask_prob, self.most_predictions)
         masked, places, labels = masking.mask(
@@ -237,7 +239,7 @@ class SampleSet:
     def _two_segments(
         self, first: int, last: int, target: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """SOP: the halves of consecutive sentences, swapped or not. NSP: the second half's own text or another document's."""
+        """SOP: two halves of a text, swapped or not. NSP: the second half as it is, or from another document."""
         sizes = self.data.sizes
         middle = first + pairs.cut_in_two(sizes[first:last], generator)
         one, two = self.data.tokens(first, middle), self.data.tokens(middle, last)

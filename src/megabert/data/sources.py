@@ -125,15 +125,17 @@ def index(
         ValueError: text that cannot be used, or indexed data made by another tokenizer.
         OSError: the cache cannot be written.
     """
-    sources = [Source(text.weight, str(_tokenized(text, tokenizer, options, cache, workers, say))) for text in named.texts]
+    sources = [
+        Source(text.weight, str(_tokenized(text, tokenizer, options, cache, workers, say))) for text in named.texts
+    ]
     sources += named.indexed
     opened = [(source, IndexedData(source.path)) for source in sources]
     for source, data in opened:
         made_by = data.facts.get("tokenizer")
         if made_by and made_by != tokenizer.fingerprint():
             raise ValueError(
-                f"{source.path}: was tokenized with another tokenizer than the one given "
-                f"(its fingerprint is {made_by[:12]}, not {tokenizer.fingerprint()[:12]}); name that one with --tokenizer"
+                f"{source.path}: was tokenized with another tokenizer than the one given (its fingerprint is "
+                f"{made_by[:12]}, not {tokenizer.fingerprint()[:12]}); name that one with --tokenizer"
             )
     if named.weighted or len(opened) == 1:
         return sources
@@ -149,7 +151,7 @@ def digest(sources: Sequence[Source]) -> str:
 def _tokenized(
     text: Text, tokenizer: Tokenizer, options: DataOptions, cache: Path, workers: int | None, say: Callable[[str], None]
 ) -> Path:
-    """The prefix of the tokenized text in the cache. Its name tells files, their state, the tokenizer and the reading."""
+    """The prefix of the tokenized text in the cache; its name depends on files, tokenizer and way of reading."""
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in text.paths]
     reading = (options.text_key, options.loose_json, options.presplit_sentences)
     key = hashlib.sha256(json.dumps([states, tokenizer.fingerprint(), reading]).encode()).hexdigest()[:12]

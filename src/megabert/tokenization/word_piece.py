@@ -49,18 +49,19 @@ class WordPiece:
         self._special = dict(special)
         self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
         self.tokens = _in_order(backend.get_vocab(with_added_tokens=True), source)
+        ids: dict[str, int] = {}
         for role, entry in special.items():
-            if backend.token_to_id(entry) is None:
+            index = backend.token_to_id(entry)
+            if index is None:
                 raise ValueError(
                     f"{source}: the vocabulary has no {entry} (the {role} token); BERT needs "
                     f"{' '.join(special.values())} in it"
                 )
+            ids[role] = index
         backend.no_padding()
         backend.no_truncation()
         backend.add_special_tokens(list(special.values()))
-        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (
-            backend.token_to_id(special[role]) for role in SPECIAL_TOKENS
-        )
+        self.pad_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (ids[role] for role in SPECIAL_TOKENS)
         self.continuation = np.array([token.startswith(_PREFIX) for token in self.tokens])
 
     @property

@@ -220,7 +220,8 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
         )  # fmt: skip
-        start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(-1)
+        scores = self.qa_outputs(encoded.last_hidden_state)
+        start_logits, end_logits = scores[..., 0].contiguous(), scores[..., 1].contiguous()
         loss = None
         if start_positions is not None and end_positions is not None:
             length = start_logits.shape[1]
@@ -231,8 +232,8 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
             loss = (means[0] + means[1]) / 2
         output = QuestionAnsweringModelOutput(
             loss=loss,  # type: ignore[arg-type]
-            start_logits=start_logits.contiguous(),
-            end_logits=end_logits.contiguous(),
+            start_logits=start_logits,
+            end_logits=end_logits,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )

@@ -1,0 +1,127 @@
+"""Turn text into indexed token files: PREFIX.bin and PREFIX.idx, byte for byte as Megatron-LM writes them.
+
+  megabert tokenize --input wiki.jsonl --tokenizer bert-vocab.txt --output data/wiki
+  megabert tokenize --input novels/*.txt --tokenizer bert-large-uncased --output data/novels --workers 8
+
+Files may be loose JSON, tight JSON or plain text, also packed by gzip, bzip2 or xz; the format is found from the
+content. An interrupted command goes on where it stopped when it is given again. Lines that cannot be used are listed
+in PREFIX.skipped.txt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megabert.config import option
+from megabert.tokenization.options import TokenizerOptions
+
+if TYPE_CHECKING:
+    from megabert.data.preprocess import Progress
+
+SUMMARY = "turn text into indexed token files (.bin and .idx)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeOptions:
+    """Text and token files."""
+
+    input: tuple[str, ...] = option(
+        (), "text files to read, in this order", metavar="FILE", example="wiki.jsonl books.txt"
+    )
+    output: Path | None = option(
+        None, "prefix of the files to write: PREFIX.bin, PREFIX.idx and PREFIX.json with checksums", metavar="PREFIX",
+        example="data/wiki",
+    )  # fmt: skip
+    output_prefix: Path | None = option(
+        None, "as preprocess_data.py of Megatron names the files: PREFIX_<text key>_sentence.bin and .idx (_document "
+        "with --no-split-sentences)", metavar="PREFIX", example="data/wiki",
+    )  # fmt: skip
+    text_key: str = option("text", "the JSON key that holds the text", aliases=("json-keys",), example="abstract")
+    loose_json: bool = option(
+        False, "insist on one JSON object a line; without the flag the format of each file is detected"
+    )
+    lang: str = option("en", "language of the text (ISO 639 code), for the rules that find sentence ends", example="de")
+    presplit_sentences: bool = option(
+        False,
+        "each line of a document is one sentence already: do not look for sentence ends",
+        aliases=("keep-newlines",),
+    )
+    split_sentences: bool = option(
+        True, "one sequence for each sentence, as BERT's pair task needs; --no-split-sentences: one for each document"
+    )
+    workers: int | None = option(
+        None, "processes that encode; left out, one for each core", minimum=1, maximum=1024, example="8"
+    )
+    max_bad_fraction: float = option(
+        0.01, "share of lines that may be unusable (not JSON, no text) before the command stops", minimum=0, maximum=1,
+        example="0.001",
+    )  # fmt: skip
+    log_interval: float = option(5, "seconds between two lines of progress (0: none)", minimum=0, example="30")
+    dataset_impl: str = option("mmap", "accepted from preprocess_data.py; mmap is what is written", hidden=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TokenizeOptions, TokenizerOptions):
+    """The command."""
+
+
+def run(config: Config) -> None:
+    """Tokenize and say what was written.
+
+    Raises:
+        ValueError, OSError: flags that are missing, files that cannot be read or written, too many bad lines.
+    """
+    prefix = _prefix(config)
+    if not config.input:
+        raise ValueError("--input is missing: name the text files to read")
+    if config.dataset_impl != "mmap":
+        raise ValueError(f"--dataset-impl: {config.dataset_impl!r} is not written; only mmap is")
+
+    from megabert.data.encoding import Reading
+    from megabert.data.indexed import with_suffix
+    from megabert.data.preprocess import tokenize
+    from megabert.tokenization.named import open_tokenizer
+
+    tokenizer = open_tokenizer(config)
+    if tokenizer is None:
+        raise ValueError(
+            "--tokenizer is missing: name a vocab.txt, a tokenizer folder, or a name such as bert-large-uncased"
+        )
+    reading = Reading(
+        text_key=config.text_key, loose_json=config.loose_json or None, language=config.lang,
+        presplit=config.presplit_sentences, split_sentences=config.split_sentences,
+        max_bad_fraction=config.max_bad_fraction,
+    )  # fmt: skip
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    result = tokenize(
+        [Path(name) for name in config.input], tokenizer, prefix, reading=reading,
+        workers=config.workers or len(os.sched_getaffinity(0)), on_progress=_report if config.log_interval else None,
+        seconds_between_reports=config.log_interval,
+    )  # fmt: skip
+    print(
+        f"{prefix}.bin, .idx: {result.documents:,} documents, {result.sentences:,} "
+        f"{'sentences' if config.split_sentences else 'sequences'}, {result.tokens:,} tokens; "
+        f"{result.text_bytes / 1e6:.1f} MB of text in {result.seconds:.1f} s"
+    )
+    if result.skipped:
+        print(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
+
+
+def _report(progress: Progress) -> None:
+    print(progress, file=sys.stderr, flush=True)
+
+
+def _prefix(config: Config) -> Path:
+    if config.output is not None and config.output_prefix is not None:
+        raise ValueError("--output and --output-prefix name the same thing: give one of them")
+    if config.output_prefix is not None:
+        level = "sentence" if config.split_sentences else "document"
+        return config.output_prefix.with_name(f"{config.output_prefix.name}_{config.text_key}_{level}")
+    if config.output is None:
+        raise ValueError("--output is missing: name the prefix of the files to write, such as data/wiki")
+    name = config.output.name
+    return config.output.with_name(name[:-4]) if name.endswith((".bin", ".idx")) else config.output

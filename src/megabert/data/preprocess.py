@@ -1,0 +1,271 @@
+"""Text files to indexed data: read, split into sentences, encode in a pool of processes, write in order.
+
+The input is a stream: memory holds a few chunks of it, however long it is. What is written is the same, byte for byte,
+with any number of processes, and whether or not the work was interrupted and taken up again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from megabert.corpora.chunks import Chunk
+from megabert.corpora.files import raw_chunks
+from megabert.data.encoding import Block, Reading, encode_all
+from megabert.data.indexed import with_suffix
+from megabert.data.indexed_writer import IndexedWriter
+from megabert.data.options import DataOptions
+
+if TYPE_CHECKING:
+    from megabert.tokenization.base import Tokenizer
+
+CHUNK_BYTES = 1 << 19
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0
+_LINES_BEFORE_STOPPING = 1000  # a share of bad lines says little before so many were seen
+_BYTES_WORTH_A_WORKER = 2_000_000
+_PACKED = (".gz", ".bz2", ".xz")
+
+
+class Progress(NamedTuple):
+    """How far the work is."""
+
+    documents: int
+    sentences: int
+    tokens: int
+    skipped: int
+    text_bytes: int  # unpacked, of this process
+    seconds: float  # of this process
+    remaining_seconds: float | None  # None: not known, since a packed file does not tell its length
+
+    def __str__(self) -> str:
+        rate = self.text_bytes / 1e6 / max(self.seconds, 1e-9)
+        left = "" if self.remaining_seconds is None else f" | {_duration(self.remaining_seconds)} left"
+        skipped = f" | {self.skipped:,} lines skipped" if self.skipped else ""
+        return f"{self.documents:,} documents | {self.tokens:,} tokens | {rate:.1f} MB/s{skipped}{left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+class _Skipped:
+    """The report of skipped lines, kept beside the growing data set and cut back with it."""
+
+    def __init__(self, path: Path, progress: dict[str, Any]) -> None:
+        self.path = path
+        self.lines: int = progress.get("lines", 0)
+        self.bad: int = progress.get("bad", 0)
+        self.first: str = progress.get("first", "")
+        self._file = path.open("ab")
+        self._file.truncate(progress.get("report_bytes", 0))
+        self._file.seek(0, os.SEEK_END)
+
+    def add(self, block: Block) -> None:
+        self.lines += block.lines
+        self.bad += len(block.bad)
+        self.first = self.first or next(iter(block.bad), "")
+        for line in block.bad:
+            self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+    def progress(self) -> dict[str, Any]:
+        self._file.flush()
+        return {"lines": self.lines, "bad": self.bad, "first": self.first, "report_bytes": self._file.tell()}
+
+    def too_many(self, most: float) -> bool:
+        return self.bad > most * self.lines
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _chunks(inputs: Sequence[Path], reading: Reading, start: dict[str, Any]) -> Iterator[tuple[int, Chunk]]:
+    """(number of the file, chunk) from where `start` says on."""
+    first = start.get("file", 0)
+    for number, path in enumerate(inputs[first:], first):
+        offset = start.get("offset", 0) if number == first else 0
+        for chunk in raw_chunks(path, CHUNK_BYTES, offset, loose_json=reading.loose_json):
+            yield number, chunk
+
+
+class _Clock:
+    """Rate and remaining time from the bytes of the files that are done and the place in the one under way."""
+
+    def __init__(self, inputs: Sequence[Path], start: dict[str, Any]) -> None:
+        self._sizes = [path.stat().st_size for path in inputs]
+        self._plain = not any(path.suffix in _PACKED for path in inputs)
+        self._begin = time.monotonic()
+        self._start = self._place(start.get("file", 0), start.get("offset", 0))
+        self.text_bytes = 0
+
+    def _place(self, number: int, offset: int) -> int:
+        return sum(self._sizes[:number]) + offset
+
+    def progress(self, writer: IndexedWriter, skipped: int, number: int, offset: int) -> Progress:
+        seconds = time.monotonic() - self._begin
+        done = self._place(number, offset) - self._start
+        left = None
+        if self._plain and done > 0:
+            left = (sum(self._sizes) - self._start - done) / done * seconds
+        return Progress(writer.documents, writer.sentences, writer.tokens, skipped, self.text_bytes, seconds, left)
+
+
+class _Reporter:
+    """Calls the caller's function now and then."""
+
+    def __init__(self, tell: Callable[[Progress], None] | None, seconds: float) -> None:
+        self._tell, self._seconds, self._last = tell, seconds, time.monotonic()
+
+    def due(self, now: float) -> bool:
+        return self._tell is not None and now - self._last >= self._seconds
+
+    def __call__(self, progress: Progress) -> None:
+        assert self._tell is not None
+        self._tell(progress)
+        self._last = time.monotonic()
+
+
+def tokenize(
+    inputs: Sequence[Path],
+    tokenizer: Tokenizer,
+    prefix: Path,
+    *,
+    reading: Reading | None = None,
+    workers: int = 1,
+    on_progress: Callable[[Progress], None] | None = None,
+    seconds_between_reports: float = 5.0,
+) -> Progress:
+    """Make indexed data of text files.
+
+    An interrupted call is taken up again by the next one with the same files, tokenizer and reading. Lines that hold no
+    document are skipped and listed, with file, line and reason, in `<prefix>.skipped.txt`.
+
+    Args:
+        prefix: of the files to write; those that are there are replaced at the end.
+        workers: processes that encode; 1 encodes in this one.
+        on_progress: called every `seconds_between_reports`.
+
+    Returns:
+        the numbers of the whole data set, rate and time of this call.
+
+    Raises:
+        ValueError: a file that is missing or cannot be read as text, no document at all, or too many bad lines; nothing
+            is left behind then.
+        OSError: from the file system, such as a full disk; what was checkpointed stays and is taken up again.
+    """
+    reading = reading or Reading()
+    tell = _Reporter(on_progress, seconds_between_reports)
+    for path in inputs:
+        if not path.is_file():
+            raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
+    settings = {
+        "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
+        "tokenizer": tokenizer.fingerprint(),
+        "reading": asdict(reading),
+    }
+    with IndexedWriter(
+        prefix, tokenizer.vocabulary_size, fingerprint=settings["tokenizer"], settings=settings
+    ) as writer:
+        report = with_suffix(prefix, ".skipped.txt")
+        if writer.complete:
+            writer.finish()
+            return Progress(writer.documents, writer.sentences, writer.tokens, 0, 0, 0.0, 0.0)
+        skipped = _Skipped(writer.folder / "skipped.txt", writer.progress)
+        try:
+            result = _write_all(inputs, tokenizer, reading, writer, skipped, workers, tell)
+            _check(inputs, skipped, writer, reading, at_end=True)
+        except ValueError:
+            writer.abandon()
+            raise
+        finally:
+            skipped.close()
+        if skipped.bad:
+            skipped.path.replace(report)
+        else:
+            report.unlink(missing_ok=True)
+    return result
+
+
+def _write_all(
+    inputs: Sequence[Path],
+    tokenizer: Tokenizer,
+    reading: Reading,
+    writer: IndexedWriter,
+    skipped: _Skipped,
+    workers: int,
+    tell: _Reporter,
+) -> Progress:
+    start = dict(writer.progress)
+    clock = _Clock(inputs, start)
+    saved = time.monotonic()
+    number, offset = start.get("file", 0), start.get("offset", 0)
+    try:
+        for number, chunk, block in encode_all(_chunks(inputs, reading, start), tokenizer, reading, workers):
+            writer.add_block(block.tokens, block.sizes, block.documents)
+            skipped.add(block)
+            offset = chunk.end_offset
+            clock.text_bytes += block.text_bytes
+            _check(inputs, skipped, writer, reading, at_end=False)
+            now = time.monotonic()
+            if now - saved >= _SECONDS_BETWEEN_CHECKPOINTS:
+                writer.checkpoint({"file": number, "offset": offset, **skipped.progress()})
+                saved = now
+            if tell.due(now):
+                tell(clock.progress(writer, skipped.bad, number, offset))
+    except KeyboardInterrupt:
+        writer.checkpoint({"file": number, "offset": offset, **skipped.progress()})
+        raise
+    return clock.progress(writer, skipped.bad, len(inputs), 0)
+
+
+def _check(inputs: Sequence[Path], skipped: _Skipped, writer: IndexedWriter, reading: Reading, *, at_end: bool) -> None:
+    """Stop where a file is not what it was taken for."""
+    if at_end and not writer.documents:
+        names = ", ".join(map(str, inputs[:3])) + (" ..." if len(inputs) > 3 else "")
+        why = f"; the first of {skipped.bad:,} lines that could not be used: {skipped.first}" if skipped.bad else ""
+        raise ValueError(f"{names}: no document found{why or ': empty'}")
+    if (at_end or skipped.lines >= _LINES_BEFORE_STOPPING) and skipped.too_many(reading.max_bad_fraction):
+        raise ValueError(
+            f"{skipped.first} -- the first of {skipped.bad:,} bad lines among {skipped.lines:,}: more than "
+            f"--max-bad-fraction {reading.max_bad_fraction:g} allows"
+        )
+
+
+def tokenize_files(
+    inputs: Sequence[Path],
+    tokenizer: Tokenizer,
+    prefix: Path,
+    options: DataOptions,
+    *,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Progress:
+    """`tokenize` with the options of a training run, told line by line.
+
+    Args:
+        workers: None: one for each core, but none for a text so short that starting them would take longer.
+
+    Raises:
+        ValueError, OSError: as `tokenize`.
+    """
+    size = sum(path.stat().st_size for path in inputs if path.is_file())
+    workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
+    reading = Reading(
+        text_key=options.text_key,
+        loose_json=options.loose_json or None,
+        presplit=options.presplit_sentences,
+        max_bad_fraction=options.max_bad_fraction,
+    )
+    say(f"tokenizing {size / 1e6:.1f} MB in {len(inputs)} {'file' if len(inputs) == 1 else 'files'}: {prefix}")
+    result = tokenize(
+        inputs, tokenizer, prefix, reading=reading, workers=workers, on_progress=lambda progress: say(str(progress))
+    )
+    say(f"tokenized: {result.documents:,} documents, {result.tokens:,} tokens in {_duration(result.seconds)}")
+    if result.skipped:
+        say(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
+    return result
