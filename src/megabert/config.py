@@ -98,34 +98,30 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _integer(text: str) -> int:
-    """Read `1000`, `1_000`, `1e6` or `2**32` (Megatron's documents write the loss scale so)."""
-    base, power, exponent = text.partition("**")
-    if power:
-        return int(base) ** int(exponent)
-    try:
-        return int(text)
-    except ValueError:
-        value = float(text)
-        if value != int(value):
-            raise argparse.ArgumentTypeError(f"invalid whole number: {text!r}") from None
-        return int(value)
-
-
 def _number(text: str) -> float:
+    """Read `1e-4` or `2**32` (Megatron's documents write the loss scale so)."""
     base, power, exponent = text.partition("**")
-    value = float(base) ** float(exponent) if power else float(text)
+    try:
+        value = float(base) ** float(exponent) if power else float(text)
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"invalid number: {text!r}")
     return value
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        value = _number(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"invalid whole number: {text!r}")
+    return int(value)
+
+
 _integer.__name__, _number.__name__ = "whole number", "number"
 _READERS = {int: _integer, float: _number, str: str, Path: Path}
-
-
-def _hints(config_class: type) -> dict[str, Any]:
-    return typing.get_type_hints(config_class)
 
 
 def _owners(config_class: type) -> dict[str, type]:
@@ -194,7 +190,7 @@ def _make_parser(config_class: type, program: str, description: str) -> _Parser:
     general.add_argument("--config", type=Path, metavar="FILE.toml", default=argparse.SUPPRESS,
                          help="a run file: flags written down, one `name = value` a line; flags given beside it win "
                               "(e.g. --config recipes/bert-345m.toml)")  # fmt: skip
-    hints, owners = _hints(config_class), _owners(config_class)
+    hints, owners = typing.get_type_hints(config_class), _owners(config_class)
     groups: dict[type, Any] = {}
     for field in dataclasses.fields(config_class):
         owner = owners[field.name]
@@ -207,7 +203,6 @@ def _make_parser(config_class: type, program: str, description: str) -> _Parser:
 
 
 def _spellings(config_class: type) -> dict[str, dataclasses.Field]:
-    """Every name that a run file may use -> its field."""
     names: dict[str, dataclasses.Field] = {}
     for field in dataclasses.fields(config_class):
         for name in (field.name, flag_name(field.name), *field.metadata["aliases"]):
@@ -231,7 +226,7 @@ def _read_file(config_class: type, path: Path) -> dict[str, Any]:
         raise ValueError(f"--config: {path} is a folder, not a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--config: {path} is not valid TOML: {error}") from None
-    spellings, hints = _spellings(config_class), _hints(config_class)
+    spellings, hints = _spellings(config_class), typing.get_type_hints(config_class)
     values: dict[str, Any] = {}
     for key, value in table.items():
         field = spellings.get(key)
@@ -246,7 +241,6 @@ def _read_file(config_class: type, path: Path) -> dict[str, Any]:
 
 
 def _convert(where: str, value: Any, kind: _Kind) -> Any:
-    """A TOML value as the field's type; refuses what a flag would refuse."""
     if kind.mapping:
         if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
             raise ValueError(f"{where}: a table of strings is needed, not {value!r}")
@@ -303,9 +297,8 @@ def parse(config_class: type[Config], arguments: Sequence[str], *, program: str,
             raise ValueError(f"unknown flag {first}{nearest(first, known)}")
         raise ValueError(f"unexpected argument {first!r}")
     given = vars(namespace)
-    path = given.pop("config", None)
-    values = _read_file(config_class, path) if path is not None else {}
-    hints = _hints(config_class)
+    values = _read_file(config_class, given.pop("config")) if "config" in given else {}
+    hints = typing.get_type_hints(config_class)
     for name, value in given.items():
         kind = _kind(hints[name])
         if kind.mapping:
@@ -344,15 +337,11 @@ def show(config: Any) -> str:
 
 
 def save(config: Any, path: Path, *, comment: str = "") -> None:
-    """Write `show(config)` to `path`, under a temporary name first."""
+    """Write `show(config)` to `path`."""
     with runtime.atomic_write(path) as file:
         file.write("".join(f"# {line}\n" for line in comment.splitlines()) + show(config))
 
 
 def load(config_class: type[Config], path: Path) -> Config:
-    """Read a file written by `save` (or by hand).
-
-    Raises:
-        ValueError: as `parse`.
-    """
+    """Read a file written by `save` or by hand; errors as those of `parse`."""
     return config_class(**_read_file(config_class, path))

@@ -1,0 +1,154 @@
+"""Ask a pretrained model: which word stands at [MASK], and whether one text follows another.
+
+  megabert predict fill-mask runs/demo --text "This function returns a [MASK]."
+  megabert predict fill-mask runs/demo --input masked.txt --top-k 3 --json > answers.jsonl
+  megabert predict next-sentence runs/demo --text "Close the file." --text-pair "Then open it again."
+
+PATH is a run folder or a Transformers folder of a Megatron BERT. Without --text and --input, texts are read from
+standard input, one a line; for next-sentence each line is two texts with a tab between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from megabert.config import option
+
+if TYPE_CHECKING:
+    from megabert.serving.predictor import Guess, Predictor
+
+SUMMARY = "fill masks, or judge whether a sentence follows another"
+
+# Texts that are answered together; a long input is read and answered piece by piece.
+_TOGETHER = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The command."""
+
+    task: Literal["fill-mask", "next-sentence"] = option(
+        dataclasses.MISSING, "fill-mask: the words at each [MASK]; next-sentence: whether TEXT-PAIR follows TEXT",
+        positional=True,
+    )  # fmt: skip
+    path: Path = option(dataclasses.MISSING, "a run folder, or a Transformers folder", positional=True)
+    text: tuple[str, ...] = option((), "one text or several", example='"The capital of France is [MASK]."')
+    text_pair: tuple[str, ...] = option((), "for next-sentence: the second texts, as many as --text has")
+    input: Path | None = option(
+        None, "a file with one text a line (two with a tab between them for next-sentence)", example="texts.txt"
+    )
+    top_k: int = option(5, "how many words to show for each [MASK]", minimum=1, example="10")
+    json: bool = option(False, "write one JSON object a line")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto takes a GPU when there is one")
+    bf16: bool = option(False, "compute in bfloat16: half the memory, and faster where the hardware has it")
+
+
+def run(config: Config) -> None:
+    """Read the model, and answer text by text.
+
+    Raises:
+        ValueError, OSError: no such model, no text, a text without [MASK] or too long, a head that is missing.
+    """
+    if config.text and config.input:
+        raise ValueError("--text and --input: give one of them")
+    if config.text_pair and config.task != "next-sentence":
+        raise ValueError("--text-pair is for next-sentence; fill-mask takes --text only")
+    questions = _questions(config)
+    from megabert.formats.open import model_folder
+
+    model_folder(config.path)  # a wrong path is told before torch is read and the input waited for
+    first = next(questions, None)
+    if first is None:
+        raise ValueError("there is no text: give --text, --input FILE, or lines on standard input")
+
+    import torch
+
+    from megabert.serving.predictor import Predictor
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use")
+    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    predictor = Predictor.from_path(
+        config.path, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if config.bf16 else torch.float32
+    )
+    answer = _fill_mask if config.task == "fill-mask" else _next_sentence
+    batch = [first, *islice(questions, _TOGETHER - 1)]
+    while batch:
+        for line in answer(predictor, batch, config):
+            print(line)
+        batch = list(islice(questions, _TOGETHER))
+
+
+def _questions(config: Config) -> Iterator[tuple[str, ...]]:
+    """Texts, or pairs of texts for next-sentence."""
+    wanted = 2 if config.task == "next-sentence" else 1
+    if config.text:
+        if wanted == 1:
+            yield from ((text,) for text in config.text)
+            return
+        if len(config.text) != len(config.text_pair):
+            raise ValueError(
+                f"next-sentence needs as many --text-pair as --text, not {len(config.text_pair)} and {len(config.text)}"
+            )
+        yield from zip(config.text, config.text_pair, strict=True)
+        return
+    if config.input is None and sys.stdin.isatty():
+        return
+    place = config.input or "standard input"
+    for number, line in enumerate(_lines(config), 1):
+        if not line.strip():
+            continue
+        parts = tuple(line.rstrip("\r\n").split("\t")) if wanted == 2 else (line.strip(),)
+        if len(parts) != wanted:
+            raise ValueError(f"{place}: line {number}: two texts with one tab between them are needed")
+        yield parts
+
+
+def _lines(config: Config) -> Iterator[str]:
+    if config.input is None:
+        yield from sys.stdin
+        return
+    try:
+        with config.input.open(encoding="utf-8") as file:
+            yield from file
+    except FileNotFoundError:
+        raise ValueError(f"--input: there is no file {config.input}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--input: {config.input} is not UTF-8 text ({error.reason})") from None
+
+
+def _fill_mask(predictor: Predictor, questions: list[tuple[str, ...]], config: Config) -> Iterator[str]:
+    texts = [text for (text,) in questions]
+    for text, masks in zip(texts, predictor.fill_mask(texts, config.top_k), strict=True):
+        if config.json:
+            found = [[guess._asdict() for guess in guesses] for guesses in masks]
+            yield json.dumps({"text": text, "masks": found}, ensure_ascii=False)
+            continue
+        yield text
+        for number, guesses in enumerate(masks, 1):
+            if len(masks) > 1:
+                yield f"  mask {number}"
+            yield from _table(guesses)
+
+
+def _table(guesses: list[Guess]) -> Iterator[str]:
+    width = max(len(guess.token) for guess in guesses)
+    for guess in guesses:
+        yield f"    {guess.token:<{width}}  {100 * guess.probability:5.1f} %"
+
+
+def _next_sentence(predictor: Predictor, questions: list[tuple[str, ...]], config: Config) -> Iterator[str]:
+    pairs = [(first, second) for first, second in questions]
+    for (first, second), probability in zip(pairs, predictor.next_sentence(pairs), strict=True):
+        if config.json:
+            answer = {"text": first, "text_pair": second, "probability": probability}
+            yield json.dumps(answer, ensure_ascii=False)
+        else:
+            yield f"{first} -> {second}\n    {100 * probability:.1f} % {predictor.pair_meaning}"
