@@ -13,7 +13,7 @@ import numpy as np
 
 from megabert.data.indexed import IndexedData
 from megabert.data.options import DataOptions
-from megabert.data.packing import PackedSampleSet
+from megabert.data.packing import LONGEST_PACKED, PackedSampleSet
 from megabert.data.samples import Row, RowShape, SampleSet, Vocabulary
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def make_set(
     name: str = "training data",
 ) -> SampleSet | PackedSampleSet:
     """Rows of one indexed data set, packed when the options say so; arguments and errors as `SampleSet`."""
+    if options.pack and num_samples is not None:
+        num_samples = min(num_samples, LONGEST_PACKED)
     samples = SampleSet(data, vocabulary, options, seed=seed, documents=documents, num_samples=num_samples, name=name)
     return PackedSampleSet(samples) if options.pack else samples
 
