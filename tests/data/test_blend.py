@@ -94,6 +94,15 @@ def test_separate_data(make_data, vocabulary):
     assert 500 in tokens_of(sets.valid)
 
 
+def test_documents_without_a_sample_are_counted(make_data, vocabulary):
+    source = [Source(1, str(make_data([[[10] * 9, [10] * 9], [[10]], [[10] * 513, [10]]] * 2).prefix))]
+    for pack in (False, True):
+        sets = make_sets(options(split="1", pack=pack), vocabulary, seed=1, train=source)
+        assert sets.notes == (
+            "4 of 6 training documents have fewer than two sentences, or a sentence of over 512 tokens: they are left out",
+        )
+
+
 def test_missing_shares_are_said_or_refused(make_data, vocabulary):
     source = [Source(1, str(make_data([[[10] * 9, [10] * 9]] * 5).prefix))]
     sets = make_sets(options(split="949,50,1"), vocabulary, seed=1, train=source)

@@ -14,6 +14,7 @@ import numpy as np
 from megabert.data.indexed import IndexedData
 from megabert.data.options import DataOptions
 from megabert.data.packing import LONGEST_PACKED, PackedSampleSet
+from megabert.data.pairs import LONGEST_SENTENCE
 from megabert.data.samples import Row, RowShape, SampleSet, Vocabulary
 
 if TYPE_CHECKING:
@@ -205,6 +206,20 @@ def _make_mixed(
     return BlendedSet(sets, weights, max(num_samples or once, 1))
 
 
+def _left_out(rows: RowSet) -> list[str]:
+    """A note on the documents that the map of samples passes over."""
+    sets = rows.sets if isinstance(rows, BlendedSet) else [rows]
+    samples = [part.samples if isinstance(part, PackedSampleSet) else part for part in sets]
+    left_out = sum(part.documents_left_out() for part in samples)
+    if not left_out:
+        return []
+    total = sum(len(part.documents) - 1 for part in samples)
+    reason = "have fewer than two sentences, or a sentence" if samples[0].paired else "have, among others, a sentence"
+    return [
+        f"{left_out:,} of {total:,} training documents {reason} of over {LONGEST_SENTENCE} tokens: they are left out"
+    ]
+
+
 def make_sets(
     options: DataOptions,
     tokenizer: Tokenizer | Vocabulary,
@@ -256,4 +271,5 @@ def make_sets(
             made.append(None)
             notes.append(f"no {_NAMES[number]}: {error}")
     assert made[0] is not None
+    notes += _left_out(made[0])
     return DataSets(made[0], made[1], made[2], tuple(notes))
