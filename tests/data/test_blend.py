@@ -2,10 +2,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import natural_documents
 from hypothesis import given
 from hypothesis import strategies as st
-from test_samples import check_row, options
+from made_data import check_row, natural_documents, options
 
 from megabert.data.blend import BlendedSet, Source, blend, make_sets, parse_sources, parse_split, split_documents
 
@@ -99,7 +98,8 @@ def test_documents_without_a_sample_are_counted(make_data, vocabulary):
     for pack in (False, True):
         sets = make_sets(options(split="1", pack=pack), vocabulary, seed=1, train=source)
         assert sets.notes == (
-            "4 of 6 training documents have fewer than two sentences, or a sentence of over 512 tokens: they are left out",
+            "4 of 6 training documents have fewer than two sentences, or a sentence of over 512 tokens: "
+            "they are left out",
         )
 
 
