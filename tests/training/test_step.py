@@ -124,7 +124,10 @@ def test_a_batch_without_labels_of_a_term_counts_nothing():
     assert not report.skipped and report.losses["sop"] == 0.0
 
 
-def test_learns_through_torch_compile():
+def test_learns_through_torch_compile(monkeypatch):
+    real = torch.compile
+    # The whole graph machinery, without minutes of C++ compilation.
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="aot_eager"))
     step = make_step(toy(dropout=0.0), ToyObjective(), options(compile=True))
     plain = make_step(toy(dropout=0.0), ToyObjective(), options())
     batches = cut(ToyRows(16), 16)

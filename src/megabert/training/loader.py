@@ -124,12 +124,23 @@ class Batches:
         begin = time.perf_counter()
         batches: list[Batch] = []
         for _ in range(self.per_update):
-            batch = next(self._batches)
+            batch = self._next()
             if isinstance(batch, Exception):
                 raise batch
             batches.append(batch)
         self.waited += time.perf_counter() - begin
         return batches
+
+    def _next(self) -> Batch | Exception:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise OSError(
+                "a process that prepares rows ended unexpectedly, most often because the memory was full; "
+                "give a smaller --num-workers (0 uses none)"
+            ) from error
 
     def close(self) -> None:
         """End the worker processes."""

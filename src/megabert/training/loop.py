@@ -70,7 +70,7 @@ class Trainer:
 
     Args:
         model: converted in place to the asked precision, and left trained.
-        train_rows: must hold every row that the run reads.
+        train_rows: read in their order, over and over.
         valid_rows: evaluated on, when given.
         folder: the run folder: `checkpoints/`, `metrics.jsonl`, `loss.png`, `tensorboard/`.
         identity: what the run is made of, as short strings by name (digests of tokenizer and data); a checkpoint
@@ -80,7 +80,7 @@ class Trainer:
         say: takes lines for people.
 
     Raises:
-        ValueError: options that exclude each other, too few rows.
+        ValueError: options that exclude each other.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class Trainer:
         while True:
             self._evaluate_if_due(request)
             why = self._why_stop(request, begin, session_begin)
-            due = options.save_interval is not None and progress.step % options.save_interval == 0
-            if (why or due) and progress.step and self._saved != progress.step:
+            due = options.save_interval and progress.step and progress.step % options.save_interval == 0
+            if (why or due) and self._saved != progress.step:
                 self.save()
             if why:
                 return why
@@ -168,7 +168,7 @@ class Trainer:
         if options.exit_interval and step > session_begin and step % options.exit_interval == 0:
             return f"stopped by --exit-interval after step {step}/{self.steps}; {go_on}"
         minutes = options.exit_duration_in_mins
-        if minutes is not None and time.monotonic() - begin >= 60 * minutes:
+        if minutes is not None and step > session_begin and time.monotonic() - begin >= 60 * minutes:
             return f"stopped by --exit-duration-in-mins after step {step}/{self.steps}; {go_on}"
         return ""
 

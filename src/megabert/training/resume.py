@@ -82,6 +82,11 @@ class Checkpoints:
             OSError: the folder cannot be made.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob(".step-*.replaced"):
+            # Killed between the two renames of a replacement: the old one is whole, so it comes back.
+            whole = self.folder / path.name.split(".")[1]
+            if not whole.exists():
+                path.rename(whole)
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob(".*.part"):
