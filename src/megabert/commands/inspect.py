@@ -122,7 +122,7 @@ def _checkpoint(folder: Path, config: Config) -> dict[str, Any]:
         "dtype": sorted({_DTYPES.get(stored.dtype, stored.dtype) for stored in weights.values()}),
         "optimizer": sorted({name.partition("/")[0] for name in optimizer}) or None,
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        **{f"made of: {name}": value for name, value in state.get("identity", {}).items()},
+        "made of": state.get("identity", {}),
     }
 
 
@@ -155,6 +155,7 @@ def _run(folder: Path, config: Config) -> dict[str, Any]:
         "best_validation": min(validation, key=lambda record: record["valid_loss"], default=None),
         "test": next((record for record in reversed(records) if "test_loss" in record), None),
         "lm_loss": [[record["step"], record["lm_loss"]] for record in training],
+        "valid_loss": [[record["step"], record["valid_loss"]] for record in validation],
         "checkpoints": [_one_of_run(path, config) for path in sorted((folder / "checkpoints").glob("step-*"))],
         "latest": _pointer(folder / "checkpoints" / "latest"),
         "best": _pointer(folder / "checkpoints" / "best"),
@@ -241,15 +242,15 @@ def _text(tokenizer: WordPiece, ids: list[int]) -> str:
 def _show_table(facts: dict[str, Any]) -> Iterator[str]:
     from megabert.serving import report
 
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            yield from ("", name, *report.indented(report.table(value)))
     plain = {
         name: value for name, value in facts.items() if name not in ("kind", "path") and not isinstance(value, dict)
     }
     if "bytes" in plain:
-        plain["bytes"] = report.amount(plain["bytes"], "B")
+        plain["size"] = report.amount(plain.pop("bytes"), "B")
     yield from report.table(plain)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from ("", name, *report.indented(report.table(value)))
 
 
 def _show_run(facts: dict[str, Any]) -> Iterator[str]:
@@ -261,7 +262,10 @@ def _show_run(facts: dict[str, Any]) -> Iterator[str]:
     yield from ("", f"steps: {facts['steps']:,}{wanted}")
     curve = [loss for _, loss in facts["lm_loss"]]
     if curve:
-        yield f"lm_loss {curve[0]:.3f} {report.sparkline(curve)} {curve[-1]:.3f}"
+        yield f"lm_loss     {curve[0]:7.3f} {report.sparkline(curve)} {curve[-1]:.3f}"
+    curve = [loss for _, loss in facts["valid_loss"]]
+    if curve:
+        yield f"valid_loss  {curve[0]:7.3f} {report.sparkline(curve)} {curve[-1]:.3f}"
     titles = {"last": "last training record", "last_validation": "last validation", "test": "test"}
     for key, title in titles.items():
         if facts[key]:

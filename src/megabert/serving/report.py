@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -18,9 +19,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
         return ""
     width = min(width, len(finite))
     edges = [round(index * len(finite) / width) for index in range(width + 1)]
-    means = [
-        sum(finite[begin:end]) / (end - begin) for begin, end in zip(edges[:-1], edges[1:], strict=True) if end > begin
-    ]
+    means = [sum(finite[begin:end]) / (end - begin) for begin, end in itertools.pairwise(edges) if end > begin]
     low, high = min(means), max(means)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BLOCKS[round((mean - low) * scale)] for mean in means)
@@ -30,19 +29,19 @@ def histogram(edges: Sequence[float], counts: Sequence[int], width: int = 40) ->
     """One line for each bin: its range, a bar, its count. The last bin holds what is larger, too.
 
     Args:
-        edges: bounds of the bins, one more than `counts`.
+        edges: bounds of the bins, one more than `counts`; what is counted are whole numbers.
     """
     most = max(counts, default=0)
-    labels = [
-        f"{math.ceil(begin):,} to {math.ceil(end) - 1:,}" for begin, end in zip(edges[:-1], edges[1:], strict=True)
-    ]
-    if labels:
-        labels[-1] = f"{math.ceil(edges[-2]):,} or more"
-    column = max(map(len, labels), default=0)
-    return [
-        f"{label:>{column}}  {'█' * math.ceil(width * count / most if most else 0):<{width}}  {count:,}".rstrip()
-        for label, count in zip(labels, counts, strict=True)
-    ]
+    rows = []
+    for (begin, end), count in zip(itertools.pairwise(edges), counts, strict=True):
+        first, last = math.ceil(begin), math.ceil(end) - 1
+        if last >= first:  # a bin narrower than one holds no whole number
+            label = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+            rows.append((label, "█" * math.ceil(width * count / most if most else 0), count))
+    if rows:
+        rows[-1] = (f"{math.ceil(edges[-2]):,} or more", *rows[-1][1:])
+    column = max((len(label) for label, _, _ in rows), default=0)
+    return [f"{label:>{column}}  {bar:<{width}}  {count:,}" for label, bar, count in rows]
 
 
 def table(values: Mapping[str, object]) -> list[str]:
