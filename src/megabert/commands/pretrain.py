@@ -257,7 +257,7 @@ def _export(trainer: Trainer, tokenizer: WordPiece, folder: Path) -> None:
     from megabert.formats import huggingface
 
     model = type(trainer.model)(trainer.model.config)
-    model.load_state_dict(trainer.train_step.weights.state())
+    model.load_state_dict(trainer.train_step.weights.state_dict())
     huggingface.write(model, tokenizer, folder / "model")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
