@@ -254,10 +254,15 @@ def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config,
 
 def _export(trainer: Trainer, tokenizer: WordPiece, folder: Path) -> None:
     """Write the weights in fp32, as training keeps them, as a Transformers folder."""
+    import torch
+
     from megabert.formats import huggingface
 
     model = type(trainer.model)(trainer.model.config)
-    model.load_state_dict(trainer.train_step.weights.state_dict())
+    state = trainer.train_step.weights.state()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name])
     huggingface.write(model, tokenizer, folder / "model")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True

@@ -224,18 +224,22 @@ def check_weights(facts: Facts, model_class: type[PreTrainedModel], fresh: tuple
         ValueError: as `load`.
     """
     expected, same = _expected(facts, model_class)
+    prefix = f"{model_class.base_model_prefix}."
+    found = facts.tensors
+    if not any(name.startswith(prefix) for name in found) and any(name.startswith(prefix) for name in expected):
+        found = {prefix + name: stored for name, stored in found.items()}  # an encoder that was saved alone
     differences = []
     missing = []
     for name, shape in expected.items():
-        stored = facts.tensors.get(name)
+        stored = found.get(name)
         if stored is not None and stored.shape != shape:
             differences.append(f"{name} is {list(stored.shape)} there and {list(shape)} by config.json")
-        elif stored is None and not any(twin in facts.tensors for twin in same.get(name, ())):
+        elif stored is None and not any(twin in found for twin in same.get(name, ())):
             missing.append(name)
     refused = [name for name in missing if not name.startswith(fresh or ("\0",))]
     differences += [f"{name} is missing" for name in refused]
     unread = [*(getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()), r".*\.position_ids"]
-    for name in facts.tensors:
+    for name in found:
         if name not in expected and not any(re.fullmatch(pattern, name) for pattern in unread):
             differences.append(f"{name} is not known to it")
     if differences:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from megabert.models.dropout import dropout as drop
-from megabert.models.dropout import drops_bytes
+from megabert.models.cpu_attention import blocked_attention
+from megabert.models.dropout import dropout, serves
 
 
 def eager_attention(
@@ -34,16 +34,21 @@ def eager_attention(
     scores = torch.matmul(query * scaling, key.transpose(-1, -2))
     if mask is not None:
         scores = scores + mask
-    weights = drop(torch.softmax(scores, dim=-1), probability, True)
+    weights = dropout(torch.softmax(scores, dim=-1), probability, True)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, probability: float, scaling: float
 ) -> Tensor:
-    """PyTorch's fused kernel, or matrix products where a CPU trains; arguments and result as `eager_attention`'s."""
-    if drops_bytes(query) and (probability > 0.0 or (query.requires_grad and torch.is_grad_enabled())):
-        return eager_attention(query, key, value, mask, probability=probability, scaling=scaling)[0]
+    """PyTorch's fused kernel, or blocked matrix products where a CPU trains.
+
+    Arguments as `eager_attention`; returns [batch, query, heads, head_dim].
+    """
+    learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    wanted = mask is not None and mask.requires_grad
+    if serves(query) and probability < 1.0 and (probability > 0.0 or learning) and not wanted:
+        return blocked_attention(query, key, value, mask, probability=probability, scaling=scaling)
     context = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=probability, scale=scaling
     )

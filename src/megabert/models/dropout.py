@@ -3,18 +3,24 @@
 `torch.nn.functional.dropout` draws one 32-bit Mersenne number for each element there, on one thread, which is a visible
 share of a training step. Here one random *byte* decides over an element, and the bytes come from SFC64, seeded by one
 draw of torch's generator: the same `torch.manual_seed` gives the same masks, and recomputation under gradient
-checkpointing, which restores torch's generator, draws them again.
+checkpointing, which restores torch's generator, draws them again. Elements are zeroed by a bitwise `and` on their
+representation, which is several times faster than a product with a mask of another type.
 
 On other devices, and while a graph is captured, torch's own dropout runs.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 BYTE = 256
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an element -> the whole numbers of the same size."""
 
 
 def byte_threshold(probability: float) -> int:
@@ -28,40 +34,78 @@ def byte_threshold(probability: float) -> int:
     return min(max(round(probability * BYTE), 1), BYTE - 1)
 
 
-def random_bytes(shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Uniform random bytes, a function of the state of torch's CPU generator, which moves by one draw.
+def kept_scale(threshold: int) -> float:
+    """What kept elements are multiplied with, so that the expectation stays: one over the share that is kept."""
+    return BYTE / (BYTE - threshold)
+
+
+def draw_kept(shape: tuple[int, ...] | torch.Size, threshold: int) -> Tensor:
+    """Draw which elements are kept: a function of the state of torch's CPU generator, which moves by one draw.
 
     Args:
         shape: of the result.
+        threshold: of 256 elements, so many are dropped on average.
 
     Returns:
-        uint8 tensor of `shape`.
+        uint8 tensor of `shape`: 1 kept, 0 dropped.
     """
     seed = int(torch.randint(2**62, ()))
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     words = np.random.SFC64(seed).random_raw((count + 7) // 8)
-    return torch.from_numpy(words.view(np.uint8))[:count].view(shape)
+    return torch.from_numpy(words.view(np.uint8))[:count].view(shape).ge_(threshold)
 
 
-def drops_bytes(tensor: Tensor) -> bool:
-    """Whether the byte dropout serves this tensor: on a CPU, and not while torch records a graph of it."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and type(tensor) in (Tensor, nn.Parameter)
+def zero_dropped(tensor: Tensor, kept: Tensor) -> Tensor:
+    """`tensor` with zeros where `kept` (uint8 of 0 and 1, same shape) is 0; a new tensor."""
+    bits = BITS[tensor.element_size()]
+    # As whole numbers 0 and -1 have no bit and every bit set.
+    return kept.to(bits).neg_().bitwise_and_(tensor.view(bits)).view(tensor.dtype)
+
+
+def serves(tensor: Tensor) -> bool:
+    """Whether what is written for the CPU here takes this tensor: not while torch records a graph of it."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.is_floating_point()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(tensor) in (Tensor, nn.Parameter)
+    )
 
 
 class ByteDropout(torch.autograd.Function):
-    """x -> x * keep / (1 - p) with p a multiple of 1/256; keeps one byte an element for the way back."""
+    """x -> x * kept * scale; keeps one byte an element for the way back."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, threshold: int) -> Tensor:  # noqa: D102
-        kept = random_bytes(tensor.shape).ge_(threshold)
+        kept = draw_kept(tensor.shape, threshold)
         ctx.save_for_backward(kept)
-        ctx.scale = BYTE / (BYTE - threshold)
-        return (tensor * ctx.scale).mul_(kept)
+        ctx.scale = kept_scale(threshold)
+        return zero_dropped(tensor, kept).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: D102
-        (kept,) = ctx.saved_tensors
-        return (gradients[0] * ctx.scale).mul_(kept), None
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: D102
+        return zero_dropped(gradients[0], ctx.saved_tensors[0]).mul_(ctx.scale), None
+
+
+class ByteDropoutAndAdd(torch.autograd.Function):
+    """x, residual -> residual + x * kept * scale, in one pass less than the two steps."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, residual: Tensor, threshold: int) -> Tensor:  # noqa: D102
+        kept = draw_kept(tensor.shape, threshold)
+        ctx.save_for_backward(kept)
+        ctx.scale = kept_scale(threshold)
+        ctx.dtypes = (tensor.dtype, residual.dtype)
+        return torch.add(residual, zero_dropped(tensor, kept), alpha=ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]  # noqa: D102
+        (gradient,) = gradients
+        dropped = zero_dropped(gradient.to(ctx.dtypes[0]), ctx.saved_tensors[0]).mul_(ctx.scale)
+        return dropped, gradient.to(ctx.dtypes[1]), None
 
 
 def dropout(tensor: Tensor, probability: float, training: bool) -> Tensor:
@@ -69,13 +113,20 @@ def dropout(tensor: Tensor, probability: float, training: bool) -> Tensor:
 
     Args:
         tensor: any shape.
-        probability: in [0, 1). On a CPU it is rounded to a multiple of 1/256 (see `byte_threshold`).
+        probability: in [0, 1]. On a CPU it is rounded to a multiple of 1/256 (see `byte_threshold`).
     """
     if not training or probability == 0.0:
         return tensor
-    if probability < 1.0 and drops_bytes(tensor):
+    if probability < 1.0 and serves(tensor):
         return ByteDropout.apply(tensor, byte_threshold(probability))  # type: ignore[return-value]
     return nn.functional.dropout(tensor, probability, True)
+
+
+def drop_and_add(tensor: Tensor, residual: Tensor, probability: float, training: bool) -> Tensor:
+    """residual + dropout(tensor), both of one shape."""
+    if training and 0.0 < probability < 1.0 and serves(tensor) and serves(residual):
+        return ByteDropoutAndAdd.apply(tensor, residual, byte_threshold(probability))  # type: ignore[return-value]
+    return residual + dropout(tensor, probability, training)
 
 
 class Dropout(nn.Dropout):
@@ -84,8 +135,3 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements of `input` (any shape) in training."""
         return dropout(input, self.p, self.training)
-
-
-def drop_and_add(tensor: Tensor, residual: Tensor, probability: float, training: bool) -> Tensor:
-    """residual + dropout(tensor), both of one shape."""
-    return residual + dropout(tensor, probability, training)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from megabert.formats import huggingface
 from megabert.formats.open import model_folder
+from megabert.models.bert.config import settings
 from megabert.models.bert.language import MegatronBertForMaskedLM
 from megabert.models.bert.pretraining import MegatronBertForNextSentencePrediction, MegatronBertForPreTraining
 from megabert.tokenization import word_piece
@@ -49,15 +50,15 @@ class Predictor:
         entries = model.config.vocab_size
         if entries < tokenizer.vocabulary_size:
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocabulary_size:,} entries, but the model only {entries:,}: it is not the "
-                "tokenizer that the model was trained with"
+                f"the tokenizer has {tokenizer.vocabulary_size:,} entries, but the model only {entries:,}: it is "
+                "not the tokenizer that the model was trained with"
             )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.longest = int(model.config.max_position_embeddings)
         self.has_masks = not isinstance(model, MegatronBertForNextSentencePrediction)
-        self.has_pairs = not isinstance(model, MegatronBertForMaskedLM)
+        self.has_pairs = not isinstance(model, MegatronBertForMaskedLM) and settings(model.config).add_binary_head
 
     @classmethod
     def from_path(

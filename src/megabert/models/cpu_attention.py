@@ -1,0 +1,107 @@
+"""Attention for training on a CPU: matrix products with a way back of their own, block by block.
+
+PyTorch's fused kernel has no fast path there once attention weights are dropped, and its way back is slower than
+plain products at the lengths of BERT even without. Written in the usual way those products copy transposed
+matrices and pass over the weights many times; here each pass is made once, on blocks that a processor's cache holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megabert.models.dropout import byte_threshold, draw_kept, kept_scale, zero_dropped
+
+BLOCK = 2**20
+"""Attention weights in one block."""
+
+
+def _blocks(batch: int, heads: int, weights: int) -> Iterator[tuple[slice, slice]]:
+    """Cut [batch, heads, ...] into slices of about `BLOCK` numbers, `weights` being those of one head."""
+    if heads * weights <= BLOCK:
+        step = max(1, BLOCK // (heads * weights))
+        for start in range(0, batch, step):
+            yield slice(start, start + step), slice(None)
+        return
+    step = max(min(heads, torch.get_num_threads()), BLOCK // weights)
+    for row in range(batch):
+        for start in range(0, heads, step):
+            yield slice(row, row + 1), slice(start, start + step)
+
+
+def _part(mask: Tensor, rows: slice, heads: slice) -> Tensor:
+    """The part of a mask [batch or 1, heads or 1, ...] that belongs to a block."""
+    return mask[rows if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)]
+
+
+class BlockedAttention(torch.autograd.Function):
+    """softmax(q k' + mask), dropped, times v; see `blocked_attention`."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, threshold: int, scaling: float
+    ) -> Tensor:
+        batch, heads, length, width = query.shape
+        ctx.scaling, ctx.scale = scaling, kept_scale(threshold)
+        query = query.contiguous() * scaling
+        key = key.contiguous()
+        value = value.contiguous() * ctx.scale if threshold else value.contiguous()
+        weights = query.new_empty(batch, heads, length, key.shape[2])
+        kept = draw_kept(weights.shape, threshold) if threshold else None
+        context = query.new_empty(batch, length, heads, width)
+        with torch.autocast("cpu", enabled=False):
+            for block in _blocks(batch, heads, length * key.shape[2]):
+                scores = torch.matmul(query[block], key[block].transpose(-1, -2))
+                if mask is not None:
+                    scores += _part(mask, *block)
+                used = weights[block] = torch.softmax(scores, dim=-1)
+                if kept is not None:
+                    used = zero_dropped(used, kept[block])
+                context[block[0], :, block[1]] = torch.matmul(used, value[block]).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, weights, kept)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+        query, key, value, weights, kept = ctx.saved_tensors
+        context_gradient = gradients[0].transpose(1, 2).contiguous()
+
+        def empty(like: Tensor) -> Tensor:
+            # [batch, heads, seq, head_dim] that lies as [batch, seq, heads, head_dim]: what the projections need.
+            return like.new_empty(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
+
+        query_gradient, key_gradient, value_gradient = empty(query), empty(key), empty(value)
+        with torch.autocast("cpu", enabled=False):
+            for block in _blocks(query.shape[0], query.shape[1], weights.shape[2] * weights.shape[3]):
+                upper, probabilities = context_gradient[block], weights[block]
+                used, weights_gradient = probabilities, torch.matmul(upper, value[block].transpose(-1, -2))
+                if kept is not None:
+                    used = zero_dropped(used, kept[block])
+                    weights_gradient = zero_dropped(weights_gradient, kept[block])
+                value_gradient[block] = torch.matmul(used.transpose(-1, -2), upper).mul_(ctx.scale)
+                scores_gradient = torch._softmax_backward_data(weights_gradient, probabilities, -1, query.dtype)
+                query_gradient[block] = torch.matmul(scores_gradient, key[block]).mul_(ctx.scaling)
+                key_gradient[block] = torch.matmul(scores_gradient.transpose(-1, -2), query[block])
+        return query_gradient, key_gradient, value_gradient, None, None, None
+
+
+def blocked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, probability: float, scaling: float
+) -> Tensor:
+    """Attention on a CPU.
+
+    Args:
+        query, key, value: [batch, heads, seq, head_dim], on a CPU; the keys' length may differ from the queries'.
+        mask: additive, [batch or 1, heads or 1, query or 1, key]; gets no gradient.
+        probability: of dropping an attention weight, rounded to a multiple of 1/256 (`dropout.byte_threshold`).
+        scaling: of the scores.
+
+    Returns:
+        [batch, query, heads, head_dim], contiguous.
+    """
+    threshold = byte_threshold(probability)
+    return BlockedAttention.apply(query, key, value, mask, threshold, scaling)  # type: ignore[return-value]

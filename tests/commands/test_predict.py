@@ -1,0 +1,75 @@
+import io
+import json
+
+import pytest
+import torch
+
+import megabert
+from megabert import cli
+from megabert.formats import huggingface
+from megabert.tokenization import word_piece
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = word_piece.from_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijk"], lower_case=True)
+    config = megabert.MegatronBertConfig(
+        vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("run") / "model"
+    huggingface.write(megabert.MegatronBertForPreTraining(config), tokenizer, folder)
+    return str(folder)
+
+
+def test_fill_mask(model, capsys):
+    assert cli.main(["predict", "fill-mask", model, "--text", "a [MASK] b [MASK]", "[MASK]", "--top-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["a [MASK] b [MASK]", "  mask 1"]
+    assert lines[4] == "  mask 2" and lines[7] == "[MASK]" and len(lines) == 10
+    assert all(line.endswith(" %") for line in (lines[2], lines[3], lines[8]))
+
+
+def test_fill_mask_as_json_from_a_file(model, tmp_path, capsys):
+    path = tmp_path / "texts.txt"
+    path.write_text("a [MASK]\n\nb [MASK]\n")
+    assert cli.main(["predict", "fill-mask", model, "--input", str(path), "--json", "--top-k", "3", "--bf16"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["text"] == "a [MASK]" and second["text"] == "b [MASK]"
+    assert [set(guess) for guess in first["masks"][0]] == [{"token", "probability"}] * 3
+
+
+def test_next_sentence(model, capsys, monkeypatch):
+    assert cli.main(["predict", "next-sentence", model, "--text", "a", "b", "--text-pair", "c", "d"]) == 0
+    shown = capsys.readouterr().out
+    assert "a -> c" in shown and "that the second text follows the first" in shown
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\tc\nb\td\n"))
+    assert cli.main(["predict", "next-sentence", model, "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text_pair"] for answer in answers] == ["c", "d"]
+    assert all(0 < answer["probability"] < 1 for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fill-mask", "MODEL", "--text", "a b"], "has no [MASK]"),
+        (["fill-mask", "MODEL", "--text", "[MASK]", "--input", "x"], "--text and --input: give one of them"),
+        (["fill-mask", "MODEL", "--text", "[MASK]", "--text-pair", "x"], "--text-pair is for next-sentence"),
+        (["fill-mask", "MODEL", "--input", "/no/file"], "there is no file /no/file"),
+        (["fill-mask", "MODEL"], "there is no text"),
+        (["fill-mask", "/no/model", "--text", "[MASK]"], "there is nothing at /no/model"),
+        (["fill-mask", "MODEL", "--text", "[MASK]" * 20], "16 at most"),
+        (["next-sentence", "MODEL", "--text", "a"], "as many --text-pair as --text"),
+        (["next-sentence", "MODEL", "--input", "INPUT"], "line 2: two texts with one tab"),
+        (["translate", "MODEL"], "translate"),
+    ],
+)
+def test_mistakes(model, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    (tmp_path / "input").write_text("a\tb\nc d\n")
+    arguments = [{"MODEL": model, "INPUT": str(tmp_path / "input")}.get(item, item) for item in arguments]
+    assert cli.main(["predict", *arguments]) == 2
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == 1
