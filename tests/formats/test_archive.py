@@ -140,9 +140,9 @@ def test_written_archives_are_read_by_tarfile(tmp_path, compressed):
             writer = archive.Writer(file, compressed=compressed)
             writer.add("model_config.yaml", b"a: 1")
             with writer.member("mp_rank_00/w.ckpt") as member:
+                begin = member.tell()
                 member.write(b"....5678" * 1000)
-                assert member.tell() == 8000
-                member.seek(0)
+                member.seek(begin)
                 member.write(b"1234")
                 member.seek(0, os.SEEK_END)
             writer.add("last", b"z" * 512)

@@ -173,7 +173,7 @@ class Writer:
 
     @contextmanager
     def member(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write the member's bytes to; its position counts from the member's begin."""
+        """A file to write the member's bytes to, from where it stands on."""
         self._parents(name)
         if self._compressed:
             with tempfile.TemporaryFile(prefix="megabert-") as kept:
@@ -187,8 +187,7 @@ class Writer:
             return
         begin = self._raw.tell()
         self._raw.write(bytes(tarfile.BLOCKSIZE))
-        inner = _Inner(self._raw)
-        yield inner  # type: ignore[misc]
+        yield self._raw
         end = self._raw.seek(0, os.SEEK_END)
         size = end - begin - tarfile.BLOCKSIZE
         self._raw.seek(begin)
@@ -219,27 +218,3 @@ class Writer:
 
     def _pad(self, size: int) -> None:
         self._file.write(bytes(-size % tarfile.BLOCKSIZE))
-
-
-class _Inner(io.RawIOBase):
-    """The rest of a file as one that begins here."""
-
-    def __init__(self, file: IO[bytes]):
-        self._inside, self._begin = file, file.tell()
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        return self._inside.write(data)
-
-    def tell(self) -> int:
-        return self._inside.tell() - self._begin
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_SET:
-            return self._inside.seek(offset + self._begin) - self._begin
-        return self._inside.seek(offset, whence) - self._begin
