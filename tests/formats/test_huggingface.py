@@ -183,6 +183,8 @@ def test_sharded_weights(tmp_path):
 
 def test_what_was_there_is_replaced_whole(folder, tokenizer):
     (folder / "stale.txt").write_text("left over")
+    for name in (".model.1.part", ".model.1.replaced"):
+        (folder.parent / name).mkdir()  # of a process that was killed
     model = make_model(num_hidden_layers=1)
     huggingface.write(model, tokenizer, folder)
     assert huggingface.read_facts(folder).config["num_hidden_layers"] == 1
