@@ -315,6 +315,16 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         trainer(tmp_path).fit()
 
 
+def test_a_state_of_another_shape_is_refused(tmp_path, monkeypatch):
+    trainer(tmp_path, exit_interval=10).fit()
+    run = trainer(tmp_path)
+    found = read(find(tmp_path))
+    del found.state["meter"]["tokens"]
+    monkeypatch.setattr("megabert.training.resume.read", lambda path: found)
+    with pytest.raises(ValueError, match=r"state.json does not fit this run: KeyError\('tokens'\)"):
+        run.fit()
+
+
 def test_the_length_in_samples(tmp_path):
     outcome = trainer(tmp_path, train_samples=50, lr_warmup_samples=4).fit()
     assert outcome.step == 12

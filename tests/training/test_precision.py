@@ -109,6 +109,16 @@ def test_state_round_trip():
     assert torch.equal(second.model.dense.weight, first.model.dense.weight)
 
 
+def test_the_state_dict_is_exact_and_has_the_tied_names():
+    model = toy(seed=1)
+    exact = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = Weights(model, options(bf16=True)).state_dict()
+    assert set(found) == set(exact) and "decoder.weight" in found
+    for name, tensor in exact.items():
+        assert torch.equal(found[name], tensor), name
+    toy(seed=2).load_state_dict(found)
+
+
 def test_both_half_formats_are_refused():
     with pytest.raises(ValueError, match="exclude each other"):
         half_of(options(fp16=True, bf16=True))

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from megabert.training import resume
+from megabert.training import snapshot as snapshots
 from megabert.training.optim import make_optimizer
 from megabert.training.precision import Weights
-from megabert.training.resume import Checkpoints, Snapshot, find, read
+from megabert.training.resume import Checkpoints, find, read
+from megabert.training.snapshot import Snapshot
 
 from .toy import files, options, toy
 
@@ -108,6 +110,23 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
             find(tmp_path)
 
 
+def test_a_folder_is_one_process_s(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    with checkpoints.alone():
+        child = os.fork()
+        if child == 0:
+            try:
+                with checkpoints.alone():
+                    os._exit(0)
+            except ValueError as error:
+                os._exit(7 if "another process is training in" in str(error) else 1)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with checkpoints.alone():
+        pass
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, snapshot())
@@ -179,15 +198,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_another_model_is_refused_by_name_and_shape(tmp_path):
     found = {"a": torch.zeros(2), "b": torch.zeros(3, 4)}
-    resume.check_weights(found, found, tmp_path)
+    snapshots.check_weights(found, found, tmp_path)
     with pytest.raises(ValueError, match=r"another model: c is missing, a is not in this model, b is \[3, 4\] there"):
-        resume.check_weights({"c": torch.zeros(1), "b": torch.zeros(3, 5)}, found, tmp_path)
+        snapshots.check_weights({"c": torch.zeros(1), "b": torch.zeros(3, 5)}, found, tmp_path)
 
 
 def test_other_data_is_refused(tmp_path):
-    resume.check_identity({"tokenizer": "a", "new": "x"}, {"tokenizer": "a", "old": "y"}, tmp_path)
+    snapshots.check_identity({"tokenizer": "a", "new": "x"}, {"tokenizer": "a", "old": "y"}, tmp_path)
     with pytest.raises(ValueError, match="another tokenizer: b there, a here"):
-        resume.check_identity({"tokenizer": "a"}, {"tokenizer": "b"}, tmp_path)
+        snapshots.check_identity({"tokenizer": "a"}, {"tokenizer": "b"}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["adam", "lamb", "sgd"])
@@ -201,16 +220,16 @@ def test_optimizer_state_round_trip(tmp_path, name):
         optimizer.step()
 
     step(first, optimizers[0], 0.5)
-    tensors = resume.optimizer_tensors(optimizers[0], first.masters)
+    tensors = snapshots.optimizer_tensors(optimizers[0], first.masters)
     second.load({key: value.clone() for key, value in first.state().items()})
     copies = {key: value.clone() for key, value in tensors.items()}
-    resume.load_optimizer(optimizers[1], second.masters, copies, tmp_path)
+    snapshots.load_optimizer(optimizers[1], second.masters, copies, tmp_path)
     for weights, optimizer in zip((first, second), optimizers, strict=True):
         step(weights, optimizer, -2.0)
     for key, master in first.masters.items():
         assert torch.equal(second.masters[key], master), key
     with pytest.raises(ValueError, match="does not fit"):
-        resume.load_optimizer(optimizers[1], second.masters, {"exp_avg/nobody": torch.zeros(1)}, tmp_path)
+        snapshots.load_optimizer(optimizers[1], second.masters, {"exp_avg/nobody": torch.zeros(1)}, tmp_path)
 
 
 def test_no_pickle_in_a_checkpoint(tmp_path):

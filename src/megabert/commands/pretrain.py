@@ -199,14 +199,9 @@ def _model(config: Config, tokenizer: WordPiece) -> PreTrainedModel:
     from megabert.models.bert.config import make_config
 
     paired = config.pairs != "none"
-    # Without the sentence-pair head the weights are those of the masked-word model: the folder says so.
-    architecture = "MegatronBertForPreTraining" if paired else "MegatronBertForMaskedLM"
     model = MegatronBertForPreTraining(
-        make_config(
-            config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired,
-            architectures=(architecture,),
-        )
-    )  # fmt: skip
+        make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
+    )
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable()
     return model
@@ -256,9 +251,12 @@ def _export(trainer: Trainer, tokenizer: WordPiece, folder: Path) -> None:
     """Write the weights in fp32, as training keeps them, as a Transformers folder."""
     import torch
 
+    from megabert import MegatronBertForMaskedLM, MegatronBertForPreTraining
     from megabert.formats import huggingface
 
-    model = type(trainer.model)(trainer.model.config)
+    paired = trainer.model.config.add_binary_head
+    # Without the pair head the weights are those of the masked-word model: the folder says so.
+    model = (MegatronBertForPreTraining if paired else MegatronBertForMaskedLM)(trainer.model.config)
     state = trainer.train_step.weights.state()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megabert.training import resume
+from megabert.training import resume, snapshot
 from megabert.training.evaluate import Evaluation, evaluate
 from megabert.training.loader import Batches, Rows, evaluation_batches
 from megabert.training.meter import Meter, count_real_tokens
@@ -21,6 +21,8 @@ from megabert.training.schedule import make_schedule
 from megabert.training.signals import StopRequest
 from megabert.training.sinks import Console, JsonLines, Sink, TensorBoard, draw_losses
 from megabert.training.step import make_step
+
+SECONDS_BETWEEN_PICTURES = 60.0
 
 
 @dataclass
@@ -116,6 +118,7 @@ class Trainer:
         self.meter = Meter()
         self.evaluation: Evaluation | None = None
         self._saved: int | None = None
+        self._drawn = time.monotonic()
         self._sinks: list[Sink] = []
 
     def fit(self) -> Outcome:
@@ -127,18 +130,19 @@ class Trainer:
             OSError: the disk is full or not writable.
         """
         begin = time.monotonic()
-        self.checkpoints.prepare()
-        self._restore()
-        self._open_sinks()
-        batches = self._open_batches()
-        try:
-            with StopRequest() as request:
-                reason = self._run(batches, request, begin)
-        finally:
-            batches.close()
-            for sink in self._sinks:
-                sink.close()
-        self._draw()
+        with self.checkpoints.alone():
+            self.checkpoints.prepare()
+            self._restore()
+            self._open_sinks()
+            batches = self._open_batches()
+            try:
+                with StopRequest() as request:
+                    reason = self._run(batches, request, begin)
+            finally:
+                batches.close()
+                for sink in self._sinks:
+                    sink.close()
+            self._draw()
         finished = self.progress.step >= self.steps
         self.say(reason)
         return Outcome(self.progress.step, finished, reason, self.evaluation, self.checkpoints.named("latest"))
@@ -239,7 +243,7 @@ class Trainer:
         weights = self.train_step.weights
         for sink in self._sinks:
             sink.sync()
-        snapshot = resume.Snapshot(
+        moment = snapshot.Snapshot(
             weights=weights.state(),
             identity=self.identity,
             state={
@@ -249,11 +253,13 @@ class Trainer:
             },
         )
         if self.options.save_optim:
-            snapshot.optimizer = resume.optimizer_tensors(self.train_step.optimizer, weights.masters)
+            moment.optimizer = snapshot.optimizer_tensors(self.train_step.optimizer, weights.masters)
         if self.options.save_rng:
-            snapshot.random = resume.random_state(self.device)
-        path = self.checkpoints.save(self.progress.step, snapshot, best=best)
+            moment.random = snapshot.random_state(self.device)
+        path = self.checkpoints.save(self.progress.step, moment, best=best)
         self._saved = self.progress.step
+        if time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
+            self._draw()
         return path
 
     def _restore(self) -> None:
@@ -269,23 +275,26 @@ class Trainer:
 
     def _load(self, path: Path, *, whole: bool, own: bool) -> None:
         """Take a checkpoint: all of it when `whole`, else the weights. `own`: it lies in this run's folder."""
-        snapshot = resume.read(path)
+        found = resume.read(path)
         weights = self.train_step.weights
-        resume.check_weights(weights.state(), snapshot.weights, path)
-        weights.load(snapshot.weights)
+        snapshot.check_weights(weights.state(), found.weights, path)
+        weights.load(found.weights)
         if not whole:
             self.say(f"starting from the weights of {path}")
             return
-        resume.check_identity(self.identity, snapshot.identity, path)
-        self.progress = Progress(**snapshot.state["progress"])
-        self.meter.load(snapshot.state["meter"])
-        self.train_step.scaler.load(snapshot.state["scaler"])
+        snapshot.check_identity(self.identity, found.identity, path)
+        try:
+            self.progress = Progress(**found.state["progress"])
+            self.meter.load(found.state["meter"])
+            self.train_step.scaler.load(found.state["scaler"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path / 'state.json'} does not fit this run: {error!r}") from None
         if self.options.load_optim:
-            self._need(snapshot.optimizer, "optimizer state", "--no-load-optim", path)
-            resume.load_optimizer(self.train_step.optimizer, weights.masters, snapshot.optimizer, path)
+            self._need(found.optimizer, "optimizer state", "--no-load-optim", path)
+            snapshot.load_optimizer(self.train_step.optimizer, weights.masters, found.optimizer, path)
         if self.options.load_rng:
-            self._need(snapshot.random, "random state", "--no-load-rng", path)
-            resume.set_random_state(snapshot.random, self.device)
+            self._need(found.random, "random state", "--no-load-rng", path)
+            snapshot.set_random_state(found.random, self.device)
         if own:
             self._saved = self.progress.step
             self.checkpoints.point("latest", self.progress.step)
@@ -328,3 +337,4 @@ class Trainer:
 
     def _draw(self) -> None:
         draw_losses(self.folder / "metrics.jsonl", self.folder / "loss.png")
+        self._drawn = time.monotonic()

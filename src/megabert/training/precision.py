@@ -141,6 +141,14 @@ class Weights:
         tensors.update({name: master.detach() for name, master in self.masters.items()})
         return tensors
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's state dict, tied names included, with the exact float32 weights: to load into a fresh model."""
+        exact = {id(parameter): name for name, parameter in self.model.named_parameters() if name in self.masters}
+        return {
+            name: (self.masters[exact[id(tensor)]] if id(tensor) in exact else tensor).detach()
+            for name, tensor in self.model.state_dict(keep_vars=True).items()
+        }
+
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take the tensors of `state` (names and shapes checked by the caller), and publish them."""

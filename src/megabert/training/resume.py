@@ -17,45 +17,26 @@ Nothing here is a pickle: reading a checkpoint runs no code.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor
 
 from megabert import runtime
+from megabert.training.snapshot import Snapshot
 
 _STEP = re.compile(r"step-(\d{8,})")
 _FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
 _LARGEST_JSON = 64 * 2**20
-
-
-@dataclass
-class Snapshot:
-    """Everything that a run is, between two steps.
-
-    Attributes:
-        weights: float32 weights and buffers by name.
-        optimizer: `<state>/<weight name>` -> tensor; empty when not stored.
-        random: generator states (uint8); empty when not stored.
-        state: counters and small states; plain JSON.
-        identity: what the run was made of, as short strings: the data's and the tokenizer's digests, ...
-    """
-
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor] = field(default_factory=dict)
-    random: dict[str, Tensor] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
-    identity: dict[str, str] = field(default_factory=dict)
 
 
 def folder_name(step: int) -> str:
@@ -74,6 +55,26 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_last: int = 2):
         self.folder = folder
         self.keep_last = keep_last
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for this process: two runs in one would each remove what the other saves.
+
+        The lock is the process's own: a killed run frees it, although its workers may live a little longer.
+
+        Raises:
+            ValueError: another process holds it.
+            OSError: the folder cannot be made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is training in {self.folder.parent}: stop it, or give another --save folder"
+                ) from None
+            yield
 
     def prepare(self) -> None:
         """Make the folder, and remove what a killed save has left.
@@ -263,79 +264,3 @@ def read(folder: Path) -> Snapshot:
         except safetensors.SafetensorError as error:
             raise ValueError(f"{folder / name}.safetensors is damaged: {error}") from None
     return Snapshot(*parts, state=content["state"], identity=content["identity"])
-
-
-def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuse the weights of another model.
-
-    Raises:
-        ValueError: names or shapes differ; the first few are named.
-    """
-    differences = [f"{name} is missing" for name in expected if name not in found]
-    differences += [f"{name} is not in this model" for name in found if name not in expected]
-    differences += [
-        f"{name} is {list(found[name].shape)} there and {list(tensor.shape)} here"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if differences:
-        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ValueError(f"{folder} belongs to another model: {', '.join(differences[:3])}{more}")
-
-
-def check_identity(expected: Mapping[str, str], found: Mapping[str, str], folder: Path) -> None:
-    """Refuse to go on with other data or another tokenizer.
-
-    Raises:
-        ValueError: a value that both know differs; the first one is named.
-    """
-    for name, value in expected.items():
-        if name in found and found[name] != value:
-            raise ValueError(
-                f"{folder} was trained with another {name}: {found[name]} there, {value} here; "
-                "give the same, or --finetune to take only the weights"
-            )
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of the generators that dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put the generators back to states given by `random_state`."""
-    if "cpu" in states:
-        torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimizer's state as `<state>/<weight name>` -> tensor."""
-    tensors = {}
-    for name, master in masters.items():
-        for key, value in optimizer.state.get(master, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{key}/{name}"] = value
-    return tensors
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path
-) -> None:
-    """Put a state given by `optimizer_tensors` into a fresh optimizer.
-
-    Raises:
-        ValueError: it belongs to another optimizer or model.
-    """
-    for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        master = masters.get(name)
-        if master is None or (kind != "step" and value.shape != master.shape):
-            raise ValueError(f"{folder}/optimizer.safetensors does not fit this model at {key}")
-        # AdamW's fused kernel wants its step counter beside the weight; LAMB's counter lies on the CPU.
-        place = master.device if kind != "step" or isinstance(optimizer, torch.optim.AdamW) else torch.device("cpu")
-        optimizer.state[master][kind] = value.to(place)
