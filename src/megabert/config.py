@@ -96,8 +96,7 @@ def _kind(annotation: Any) -> _Kind:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, raised so that the command line has one place that prints and exits."""
-
+    # Errors are raised: the command line has one place that prints and exits.
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
@@ -285,8 +284,7 @@ def parse(config_class: type[Config], arguments: Sequence[str], *, program: str,
     """Read a config: defaults < run file (`--config`) < flags.
 
     Raises:
-        ValueError: an unknown flag or key (the nearest known one is named), a value of the wrong type or out of its
-            limits. `--help` prints and raises SystemExit(0).
+        ValueError: an unknown flag or key (the nearest is named), a value of the wrong type or out of its limits.
     """
     parser = _make_parser(config_class, program, description)
     # Transformers' users type underscores, Megatron's hyphens: both are read.

@@ -19,8 +19,8 @@ from megabert.training.resume import Checkpoints
 
 SMALL = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --max-position-embeddings 32 "
-    "--vocab-size 300 --batch-size 4 --train-iters 30 --lr 1e-3 --log-interval 5 --eval-interval 10 --eval-iters 2 --num-workers 0 "
-    "--split 80,10,10 --no-tensorboard"
+    "--vocab-size 300 --batch-size 4 --train-iters 30 --lr 1e-3 --log-interval 5 --eval-interval 10 --eval-iters 2 "
+    "--num-workers 0 --split 80,10,10 --no-tensorboard"
 ).split()
 
 
@@ -210,7 +210,7 @@ def test_a_vocabulary_that_does_not_fit(corpus, finished, tmp_path, capsys):
     bare = tmp_path / "bare"
     shutil.copy(prefix, tmp_path / "bare.idx")
     shutil.copy(prefix.with_suffix(".bin"), tmp_path / "bare.bin")
-    fails(capsys, ["--train-data", str(bare), "--tokenizer", str(short), *folder], "bare", "holds the id 164", "115 entries")
+    fails(capsys, ["--train-data", str(bare), "--tokenizer", str(short), *folder], "holds the id 164", "115")
     fails(capsys, ["--train-data", str(bare), *folder], "--tokenizer is missing")
 
 
