@@ -43,10 +43,9 @@ def option(
 
     Args:
         help: what the flag means, with its unit.
-        aliases: other spellings, without the leading dashes (`"micro-batch-size"`). A spelling of a `bool` that
-            starts with `no-` turns the flag off.
+        aliases: other spellings, without the leading dashes (`"micro-batch-size"`).
         example: a value to show in the help text.
-        above, minimum, maximum: limits of a number, or of each number in a list.
+        above, minimum, maximum: limits of a number.
         positional: read without a flag.
         hidden: left out of the help (accepted for old command lines).
     """
@@ -57,6 +56,11 @@ def option(
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _turns_off(flag: str) -> bool:
+    # `--no-fusion`, and Megatron's `--bert-no-binary-head`.
+    return "no" in flag.lstrip("-").split("-")[:2]
 
 
 def flag_name(field_name: str) -> str:
@@ -92,8 +96,7 @@ def _kind(annotation: Any) -> _Kind:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, raised so that the command line has one place that prints and exits."""
-
+    # Errors are raised: the command line has one place that prints and exits.
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
@@ -152,7 +155,7 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind) -> None:
     keywords: dict[str, Any] = {"help": _help(field, field.default), "default": argparse.SUPPRESS}
     names = [f"--{name}" for name in (flag_name(field.name), *metadata["aliases"])]
     if kind.base is bool:
-        off = [f"--no-{flag_name(field.name)}", *(name for name in names if name.startswith("--no-"))]
+        off = [f"--no-{flag_name(field.name)}", *(name for name in names if _turns_off(name))]
         on = [name for name in names if name not in off]
         group.add_argument(*on, dest=field.name, action="store_true", **keywords)
         keywords["help"] = f"the opposite of {on[0]}" if field.default is True else argparse.SUPPRESS
@@ -234,7 +237,7 @@ def _read_file(config_class: type, path: Path) -> dict[str, Any]:
             known = [field.name for field in dataclasses.fields(config_class)]
             raise ValueError(f"{path}: unknown key {key!r}{nearest(key.replace('-', '_'), known)}")
         kind = _kind(hints[field.name])
-        if kind.base is bool and key.replace("_", "-").startswith("no-") and isinstance(value, bool):
+        if kind.base is bool and field.name != key and _turns_off(flag_name(key)) and isinstance(value, bool):
             value = not value
         values[field.name] = _convert(f"{path}: key {key!r}", value, kind)
     return values
@@ -281,8 +284,7 @@ def parse(config_class: type[Config], arguments: Sequence[str], *, program: str,
     """Read a config: defaults < run file (`--config`) < flags.
 
     Raises:
-        ValueError: an unknown flag or key (the nearest known one is named), a value of the wrong type or out of its
-            limits. `--help` prints and raises SystemExit(0).
+        ValueError: an unknown flag or key (the nearest is named), a value of the wrong type or out of its limits.
     """
     parser = _make_parser(config_class, program, description)
     # Transformers' users type underscores, Megatron's hyphens: both are read.

@@ -2,10 +2,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import natural_documents
 from hypothesis import given
 from hypothesis import strategies as st
-from test_samples import check_row, options
+from made_data import check_row, natural_documents, options
 
 from megabert.data.blend import BlendedSet, Source, blend, make_sets, parse_sources, parse_split, split_documents
 
@@ -92,6 +91,16 @@ def test_separate_data(make_data, vocabulary):
     )  # fmt: skip
     assert len(sets.train) == 9 and len(sets.valid) == 3 and len(sets.test) == 1
     assert 500 in tokens_of(sets.valid)
+
+
+def test_documents_without_a_sample_are_counted(make_data, vocabulary):
+    source = [Source(1, str(make_data([[[10] * 9, [10] * 9], [[10]], [[10] * 513, [10]]] * 2).prefix))]
+    for pack in (False, True):
+        sets = make_sets(options(split="1", pack=pack), vocabulary, seed=1, train=source)
+        assert sets.notes == (
+            "4 of 6 training documents have fewer than two sentences, or a sentence of over 512 tokens: "
+            "they are left out",
+        )
 
 
 def test_missing_shares_are_said_or_refused(make_data, vocabulary):

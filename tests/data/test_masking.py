@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megabert.data.masking import choose_ngrams, choose_tokens, choose_words, mask, most_predictions, quota
+from megabert.data.masking import choose_ngrams, choose_tokens, choose_words, mask, most_predictions, quota, quotas
 
 CONTINUATION = np.zeros(1000, bool)
 CONTINUATION[500:] = True
@@ -35,6 +35,9 @@ def test_the_quota_is_megatrons():
     assert quota(5, 125, 0.15, 20) == 1
     assert quota(5, 3, 0.15, 20) == 0
     assert quota(512, 509, 0.5, 80) == 80
+    lengths, targets = np.meshgrid(np.arange(3, 513), [2, 20, 125, 509])
+    wanted = [quota(n, target, 0.15, 60) for n, target in zip(lengths.flat, targets.flat, strict=True)]
+    assert quotas(lengths.ravel(), targets.ravel(), 0.15, 60).tolist() == wanted
     assert [most_predictions(length, 0.15) for length in (512, 128, 8)] == [80, 20, 8]
 
 

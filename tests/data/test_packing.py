@@ -2,8 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import natural_documents
-from test_samples import check_row, options
+from made_data import check_row, natural_documents, options
 
 from megabert.data.packing import PackedSampleSet, _Piece, best_fit
 from megabert.data.samples import SampleSet

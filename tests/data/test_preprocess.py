@@ -1,5 +1,8 @@
 import gzip
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -188,3 +191,66 @@ def test_two_writers_of_one_data_set(tmp_path, tokenizer):
             tokenize([source], tokenizer, tmp_path / "out")
         writer.add_document([[1, 2]])
     assert IndexedData(tmp_path / "out").num_tokens == 2
+
+
+CHILD = """
+import os, resource, signal, sys
+from pathlib import Path
+from megabert.data import encoding, preprocess
+from megabert.tokenization import word_piece
+import megabert.corpora.chunks
+megabert.corpora.chunks._READ_BYTES = 1000
+preprocess.CHUNK_BYTES = 2000
+preprocess._SECONDS_BETWEEN_CHECKPOINTS = 0
+folder, action = Path(sys.argv[1]), sys.argv[2]
+count = 0
+def stopped(self, chunk, encode=encoding.Encoder.__call__):
+    global count
+    count += 1
+    if count == 4:
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+    return encode(self, chunk)
+encoding.Encoder.__call__ = stopped
+try:
+    preprocess.tokenize([folder / "a.jsonl"], word_piece.load(folder / "tokenizer"), folder / "out")
+except OSError as error:
+    print(error)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("action", "status"), [("kill", -9), ("full", 7)])
+def test_a_killed_process_or_a_full_disk_leaves_nothing_half_written(tmp_path, tokenizer, action, status):
+    source = write_lines(tmp_path / "a.jsonl", 300)
+    tokenizer.save(tmp_path / "tokenizer")
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path), action], check=False, capture_output=True, text=True
+    )
+    assert child.returncode == status, child.stderr
+    assert files_of(tmp_path) == ["a.jsonl", "out.partial", "tokenizer"]
+    seen = []
+    tokenize([source], tokenizer, tmp_path / "out", on_progress=seen.append, seconds_between_reports=0)
+    assert seen[0].documents > 60  # it went on from the journal
+    tokenize([source], tokenizer, tmp_path / "whole")
+    assert same_files(tmp_path / "out", tmp_path / "whole")
+
+
+class Fatal:
+    """A tokenizer that ends its process, as the system does when memory runs out."""
+
+    vocabulary_size = 16
+
+    def fingerprint(self):
+        return "fatal"
+
+    def encode_batch(self, texts):
+        os._exit(9)
+
+
+def test_a_pool_that_dies_is_one_clear_error(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", 50)
+    with pytest.raises(ChildProcessError, match=r"ended from outside.*--workers"):
+        tokenize([source], Fatal(), tmp_path / "out", workers=2)
+    assert files_of(tmp_path) == ["a.jsonl"]

@@ -1,7 +1,5 @@
 """All nine classes against Transformers' own, on the same weights, in float32 within 1e-5."""
 
-import copy
-
 import pytest
 import torch
 import transformers
@@ -18,11 +16,18 @@ BATCH, LENGTH, VOCABULARY, WIDTH = 3, 11, 101, 32
 
 
 def make_config(**changes):
-    sizes = dict(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=2,
-        initializer_range=0.2,
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": 2,
+        "initializer_range": 0.2,
+    }
     return transformers.MegatronBertConfig(**{**sizes, **changes})
 
 
@@ -97,7 +102,7 @@ def test_logits_losses_and_gradients(name, kernel):
     assert type(our_output).__name__ == type(their_output).__name__
     assert list(our_output.keys()) == list(their_output.keys())
     assert_same(their_output.to_tuple(), our_output.to_tuple())
-    for model, output in ((theirs, their_output), (ours, our_output)):
+    for output in (their_output, our_output):
         loss = output.get("loss")
         (output.pooler_output.square().sum() if loss is None else loss).backward()
     ours_by_name = dict(ours.named_parameters())
@@ -132,7 +137,7 @@ def test_position_ids_embeddings_tuples_and_everything_recorded(name):
     ids = inputs.pop("input_ids")
     inputs["position_ids"] = torch.randint(0, 40, ids.shape)
     inputs["inputs_embeds"] = theirs.get_input_embeddings()(ids).detach() * 1.5
-    recorded = dict(output_hidden_states=True, output_attentions=True)
+    recorded = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
         assert_same(theirs(**inputs, return_dict=False), ours(**inputs, return_dict=False))
         their_output, our_output = theirs(**inputs, **recorded), ours(**inputs, **recorded)
@@ -199,7 +204,7 @@ def test_decoder_with_padding_and_logits_to_keep():
 def test_generation_agrees_with_and_without_cache():
     theirs, ours = make_pair("MegatronBertForCausalLM", is_decoder=True)
     prompt = torch.randint(1, VOCABULARY, (2, 4))
-    settings = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     expected = theirs.generate(prompt, **settings)
     assert torch.equal(ours.generate(prompt, **settings), expected)
     assert torch.equal(ours.generate(prompt, use_cache=False, **settings), expected)
@@ -211,7 +216,12 @@ def test_cross_attention_of_equal_lengths():
     states = torch.randn(BATCH, LENGTH, WIDTH)
     seen = torch.ones(BATCH, LENGTH, dtype=torch.long)
     seen[0, 5:] = 0
-    extra = dict(encoder_hidden_states=states, encoder_attention_mask=seen, output_attentions=True, use_cache=False)
+    extra = {
+        "encoder_hidden_states": states,
+        "encoder_attention_mask": seen,
+        "output_attentions": True,
+        "use_cache": False,
+    }
     with torch.no_grad():
         expected, given = theirs(**inputs, **extra), ours(**inputs, **extra)
     assert len(given.cross_attentions) == 2

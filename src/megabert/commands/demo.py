@@ -31,7 +31,7 @@ _SPLIT = "92,4,4"
 # Below this many updates the model is not past guessing frequent words: a slow machine takes longer instead.
 _LEAST_STEPS = 1200
 _NETWORK = (
-    f"--num-layers {_LAYERS} --hidden-size {_WIDTH} --num-attention-heads {_HEADS} --seq-length {_POSITIONS} "
+    f"--num-layers {_LAYERS} --hidden-size {_WIDTH} --num-attention-heads {_HEADS} "
     f"--max-position-embeddings {_POSITIONS} --hidden-dropout 0 --attention-dropout 0"
 ).split()
 
@@ -62,7 +62,8 @@ def run(config: Config) -> None:
 
     _title("2. Corpus, vocabulary, indexed data, pretraining")
     arguments = [
-        "pretrain", "--train-data", "builtin", "--split", _SPLIT, "--vocab-size", str(_VOCABULARY), *_NETWORK, "--pack",
+        "pretrain", "--train-data", "builtin", "--split", _SPLIT, "--vocab-size", str(_VOCABULARY), *_NETWORK,
+        "--seq-length", str(_POSITIONS), "--pack",
         "--masking", "token", "--batch-size", str(_ROWS), "--train-iters", str(steps), "--lr", "2e-3",
         "--warmup", "0.1", *(["--bf16"] if precision == "bf16" else []), "--log-interval", str(max(steps // 30, 1)),
         "--eval-interval", str(-(-steps // 5)), "--eval-iters", "30", "--num-workers", "1", "--seed", str(config.seed),

@@ -83,7 +83,7 @@ def run(config: Config) -> None:
     outcome = trainer.fit()
     if outcome.finished:
         _test(trainer, sets, sources["train_data"], config, folder)
-    _export(trainer, tokenizer, folder)
+    _export(model, trainer, tokenizer, config.pairs != "none", folder)
 
 
 def _check(config: Config) -> None:
@@ -199,14 +199,9 @@ def _model(config: Config, tokenizer: WordPiece) -> PreTrainedModel:
     from megabert.models.bert.config import make_config
 
     paired = config.pairs != "none"
-    # Without the sentence-pair head the weights are those of the masked-word model: the folder says so.
-    architecture = "MegatronBertForPreTraining" if paired else "MegatronBertForMaskedLM"
     model = MegatronBertForPreTraining(
-        make_config(
-            config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired,
-            architectures=(architecture,),
-        )
-    )  # fmt: skip
+        make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
+    )
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable()
     return model
@@ -252,18 +247,15 @@ def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config,
     )
 
 
-def _export(trainer: Trainer, tokenizer: WordPiece, folder: Path) -> None:
+def _export(model: PreTrainedModel, trainer: Trainer, tokenizer: WordPiece, paired: bool, folder: Path) -> None:
     """Write the weights in fp32, as training keeps them, as a Transformers folder."""
-    import torch
-
+    from megabert import MegatronBertForMaskedLM, MegatronBertForPreTraining
     from megabert.formats import huggingface
 
-    model = type(trainer.model)(trainer.model.config)
-    state = trainer.train_step.weights.state()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name])
-    huggingface.write(model, tokenizer, folder / "model")
+    # Without the pair head the weights are those of the masked-word model: the folder says so.
+    exported = (MegatronBertForPreTraining if paired else MegatronBertForMaskedLM)(model.config)
+    exported.load_state_dict(trainer.train_step.weights.state_dict())
+    huggingface.write(exported, tokenizer, folder / "model")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
     )

@@ -13,7 +13,8 @@ import numpy as np
 
 from megabert.data.indexed import IndexedData
 from megabert.data.options import DataOptions
-from megabert.data.packing import PackedSampleSet
+from megabert.data.packing import LONGEST_PACKED, PackedSampleSet
+from megabert.data.pairs import LONGEST_SENTENCE
 from megabert.data.samples import Row, RowShape, SampleSet, Vocabulary
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ def make_set(
     name: str = "training data",
 ) -> SampleSet | PackedSampleSet:
     """Rows of one indexed data set, packed when the options say so; arguments and errors as `SampleSet`."""
+    if options.pack and num_samples is not None:
+        num_samples = min(num_samples, LONGEST_PACKED)
     samples = SampleSet(data, vocabulary, options, seed=seed, documents=documents, num_samples=num_samples, name=name)
     return PackedSampleSet(samples) if options.pack else samples
 
@@ -201,6 +204,20 @@ def _make_mixed(
     weights = [source.weight / total for source in sources]
     once = int(min(len(part) / weight for part, weight in zip(sets, weights, strict=True)))
     return BlendedSet(sets, weights, max(num_samples or once, 1))
+
+
+def _left_out(rows: RowSet) -> list[str]:
+    """A note on the documents that the map of samples passes over."""
+    sets = rows.sets if isinstance(rows, BlendedSet) else [rows]
+    samples = [part.samples if isinstance(part, PackedSampleSet) else part for part in sets]
+    left_out = sum(part.documents_left_out() for part in samples)
+    if not left_out:
+        return []
+    total = sum(len(part.documents) - 1 for part in samples)
+    reason = "have fewer than two sentences, or a sentence" if samples[0].paired else "have, among others, a sentence"
+    return [
+        f"{left_out:,} of {total:,} training documents {reason} of over {LONGEST_SENTENCE} tokens: they are left out"
+    ]
 
 
 def make_sets(
@@ -254,4 +271,5 @@ def make_sets(
             made.append(None)
             notes.append(f"no {_NAMES[number]}: {error}")
     assert made[0] is not None
+    notes += _left_out(made[0])
     return DataSets(made[0], made[1], made[2], tuple(notes))

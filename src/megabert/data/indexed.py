@@ -140,6 +140,7 @@ class IndexedData:
         starts = np.frombuffer(index, "<i8", header.sequences, HEADER.size + 4 * header.sequences)
         self.documents = np.frombuffer(index, "<i8", header.boundaries, HEADER.size + 12 * header.sequences)
         self._starts = starts
+        self._scanned: int | None = None
         self.facts = _read_facts(with_suffix(self.prefix, ".json"))
         if check:
             if self.facts:
@@ -221,10 +222,10 @@ class IndexedData:
         """The largest id of the data: from the side file, else by reading it; None where it is too long to read."""
         if "largest_id" in self.facts:
             return self.facts["largest_id"]
-        if self.num_tokens * self.dtype.itemsize > SCANNED_AT_OPEN:
-            return None
-        block = 1 << 24
-        return max((int(self._tokens[at : at + block].max()) for at in range(0, self.num_tokens, block)), default=-1)
+        if self._scanned is None and self.num_tokens * self.dtype.itemsize <= SCANNED_AT_OPEN:
+            parts = (self._tokens[at : at + (1 << 24)] for at in range(0, self.num_tokens, 1 << 24))
+            self._scanned = max((int(part.max()) for part in parts), default=-1)
+        return self._scanned
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

@@ -31,6 +31,12 @@ def quota(tokens: int, target: int, mask_prob: float, most: int) -> int:
     return int(min(mask_prob * target, max(1, round(mask_prob * tokens)), most))
 
 
+def quotas(tokens: np.ndarray, targets: np.ndarray, mask_prob: float, most: int) -> np.ndarray:
+    """`quota` of many samples: [samples] int64."""
+    wanted = np.minimum(mask_prob * targets, np.maximum(1, np.round(mask_prob * tokens)))
+    return np.minimum(wanted, most).astype(np.int64)
+
+
 def choose_tokens(candidates: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     """`count` of the `candidates`, each as likely: [chosen] int64, ascending."""
     return np.sort(generator.permutation(candidates)[:count])

@@ -10,6 +10,8 @@ a sample (`sample_ids`), so a packed row trains as its samples would in rows of 
 from __future__ import annotations
 
 import copy
+import itertools
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from megabert.data import masking
 from megabert.data.samples import Row, RowShape, SampleSet, assemble
 
 WINDOW = 4096  # samples packed together
+LONGEST_PACKED = 1 << 20  # no epochs are added to so many samples: packing them takes some 10 seconds
 SHORTEST_PIECE = 16  # tokens with special ones; shorter gaps stay
 _TRIES = 8  # samples looked at for one that can be cut to a gap
 
@@ -166,17 +169,17 @@ def _take_from(pool: list[_Piece], one: _Bin, cutter: _Cutter) -> bool:
     return False
 
 
-def pack(
-    pieces: Sequence[_Piece], capacity: int, cutter: _Cutter, documents: np.ndarray, seed: int
-) -> Iterator[list[_Piece]]:
+def pack(table: np.ndarray, capacity: int, cutter: _Cutter, documents: np.ndarray, seed: int) -> Iterator[list[_Piece]]:
     """Rows of pieces, window by window; inside a window the rows come in random order.
 
     Args:
+        table: [samples, 4] int64, the columns of `_Piece`.
         documents: [documents + 1] int64, boundaries of the documents.
     """
     left: list[_Piece] = []
-    for number, begin in enumerate(range(0, len(pieces), WINDOW)):
-        bins, left = _fill_gaps(best_fit([*left, *pieces[begin : begin + WINDOW]], capacity), cutter, capacity)
+    for number, begin in enumerate(range(0, len(table), WINDOW)):
+        left += [_Piece(*row) for row in table[begin : begin + WINDOW].tolist()]
+        bins, left = _fill_gaps(best_fit(left, capacity), cutter, capacity)
         generator = np.random.Generator(np.random.Philox(key=np.array([seed % (1 << 64), number], np.uint64)))
         for place in generator.permutation(len(bins)).tolist():
             yield _grow_into_gaps(bins[place].pieces, bins[place].room, cutter, documents)
@@ -197,20 +200,18 @@ class PackedSampleSet:
         capacity = samples.shape.positions
         cutter = _Cutter(samples.data.sizes, 2 if samples.paired else 1, samples.specials)
         table = np.column_stack([samples.map.astype(np.int64), samples.lengths()])
-        rows = pack([_Piece(*row) for row in table.tolist()], capacity, cutter, samples.documents, samples.seed)
-        pieces: list[_Piece] = []
-        borders = [0]
-        for row in rows:
-            pieces += row
-            borders.append(len(pieces))
-        self._pieces = np.array(pieces, np.int64).reshape(-1, 4)
-        self._borders = np.array(borders, np.int64)
+        numbers, borders = array("q"), array("q", [0])
+        for row in pack(table, capacity, cutter, samples.documents, samples.seed):
+            numbers.extend(itertools.chain.from_iterable(row))
+            borders.append(len(numbers) // 4)
+        self._pieces = np.frombuffer(numbers, np.int64).reshape(-1, 4)
+        self._borders = np.frombuffer(borders, np.int64)
         self.shape = RowShape(capacity, self._most_predictions(), int(np.diff(self._borders).max()))
 
     def _most_predictions(self) -> int:
         """The most places to predict in any row, rounded up to a multiple of 8."""
         most, share = self.samples.most_predictions, self.options.mask_prob
-        quotas = np.array([masking.quota(length, target, share, most) for *_, target, length in self._pieces.tolist()])
+        quotas = masking.quotas(self._pieces[:, 3], self._pieces[:, 2], share, most)
         return -(-int(np.add.reduceat(quotas, self._borders[:-1]).max()) // 8) * 8
 
     def reshaped(self, shape: RowShape) -> PackedSampleSet:

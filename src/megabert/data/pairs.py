@@ -7,6 +7,7 @@ The map is a list of (first sentence, one past the last, most tokens), in the or
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -58,7 +59,7 @@ def draws_64(seed: int, count: int) -> np.ndarray:
     return out
 
 
-def _usable_documents(documents: np.ndarray, sizes: np.ndarray, least_sentences: int) -> np.ndarray:
+def usable_documents(documents: np.ndarray, sizes: np.ndarray, least_sentences: int) -> np.ndarray:
     """[documents] bool: has enough sentences, and no overlong one among several."""
     counts = np.diff(documents)
     overlong = np.concatenate([[0], np.cumsum(sizes[documents[0] : documents[-1]] > LONGEST_SENTENCE)])
@@ -102,7 +103,7 @@ def build_sample_map(
         [samples, 3] uint32 (uint64 beyond 2**32 sentences): first sentence, one past the last, target length.
         Empty when no document is usable.
     """
-    usable = _usable_documents(documents, sizes, least_sentences)
+    usable = usable_documents(documents, sizes, least_sentences)
     firsts, lasts = documents[:-1][usable].astype(np.int64), documents[1:][usable].astype(np.int64)
     dtype = np.uint32 if len(sizes) <= 0xFFFFFFFF else np.uint64
     if not len(firsts):
@@ -139,9 +140,8 @@ def _walk(
     ends_document = is_end.data
     end_of = np.repeat(document_ends, np.diff(document_ends, prepend=0)).data
     sentences = len(full_ends)
-    begun: list[int] = []
-    ended: list[int] = []
-    targets: list[int] = []
+    # Machine integers: a list would take five times the memory.
+    begun, ended, targets = array("q"), array("q"), array("q")
     short: list[int] = []
     draw = limit = 0
     while True:
@@ -165,17 +165,17 @@ def _walk(
             draw += 2 if ends_document[end] else 1
             at = end
         if num_samples is None or len(begun) >= num_samples:
-            return np.array(begun), np.array(ended), np.array(targets)
+            return np.frombuffer(begun, np.int64), np.frombuffer(ended, np.int64), np.frombuffer(targets, np.int64)
 
 
 def _shuffled_order(count: int, seed: int) -> np.ndarray:
     """Fisher and Yates' shuffle from the end, as Megatron draws it: [count] int64."""
-    order = list(range(count))
+    order = array("q", range(count))
     last = np.arange(count - 1, 0, -1, dtype=np.uint64)
     partners = (draws_64(seed, len(last)) % (last + np.uint64(1))).tolist()
     for place, partner in zip(range(count - 1, 0, -1), partners, strict=True):
         order[place], order[partner] = order[partner], order[place]
-    return np.array(order, np.int64)
+    return np.frombuffer(order, np.int64)
 
 
 def cut_in_two(sizes: np.ndarray, generator: np.random.Generator) -> int:

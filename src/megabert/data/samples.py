@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, np.ndarray]
 NO_LABEL = -100
-# Longer maps are not made: the samples begin again, with other masks. 16 million rows take 200 MB and about 10 seconds.
-LONGEST_MAP = 1 << 24
+# No epochs are added to a map of so many samples: it begins again instead, with other masks.
+LONGEST_MAP = 1 << 22
 
 
 class Vocabulary(NamedTuple):
@@ -194,6 +194,11 @@ class SampleSet:
         """Row `index`; any index from 0 on."""
         return assemble([self.sample(self.map[index % len(self.map)], index)], self.shape, self.vocabulary.pad_id)
 
+    def documents_left_out(self) -> int:
+        """Documents that give no sample: too few sentences, or one of several that is overlong."""
+        usable = pairs.usable_documents(self.documents, self.data.sizes, 2 if self.paired else 1)
+        return int(np.count_nonzero(~usable))
+
     def lengths(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Tokens of samples with special tokens, [rows] int64 (for NSP the most that a sample can have).
 
@@ -259,6 +264,7 @@ class SampleSet:
         counts, edges = np.histogram(lengths, bins=16, range=(0, self.options.seq_length))
         return {
             "documents": len(self.documents) - 1,
+            "documents_left_out": self.documents_left_out(),
             "sentences": int(self.documents[-1] - self.documents[0]),
             "samples": len(self.map),
             "tokens": int(lengths.sum()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from megabert.config import flag_name
 from megabert.corpora import builtin, files
-from megabert.corpora.document import BadLine
+from megabert.corpora.document import good_documents
 from megabert.data import preprocess
 from megabert.data.blend import Source, is_weighted, parse_sources
 from megabert.data.indexed import IndexedData, find_prefix, with_suffix
@@ -97,15 +98,19 @@ def texts_of(named: Named, options: DataOptions) -> Iterator[str]:
     """The texts of the documents, for training a tokenizer.
 
     Raises:
-        ValueError: only indexed data was named: its tokenizer exists already.
+        ValueError: only indexed data was named: its tokenizer exists already; or there is no document.
     """
     if not named.texts:
         raise ValueError("--tokenizer is missing: indexed data needs the tokenizer that made it")
-    for text in named.texts:
-        for path in text.paths:
-            for item in files.read_documents(path, text_key=options.text_key, loose_json=options.loose_json or None):
-                if not isinstance(item, BadLine):
-                    yield item.text
+    paths = [path for text in named.texts for path in text.paths]
+    items = itertools.chain.from_iterable(
+        files.read_documents(path, text_key=options.text_key, loose_json=options.loose_json or None) for path in paths
+    )
+    try:
+        for document in good_documents(items):
+            yield document.text
+    except ValueError as error:
+        raise ValueError(f"{', '.join(map(str, paths[:3]))}: {error}") from None
 
 
 def index(

@@ -47,7 +47,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         step = ROWS_AT_ONCE if logits.device.type == "cpu" else max(logits.shape[0], 1)
         for start in range(0, logits.shape[0], step):
             part = slice(start, start + step)
-            rows = logits[part].float().sub_(normalisers[part, None]).exp_()
+            rows = torch.sub(logits[part], normalisers[part, None]).exp_()  # float32, and never the logits themselves
             rows.scatter_add_(1, labels[part].clamp_min(0)[:, None], -torch.ones_like(rows[:, :1]))
             result[part] = rows.mul_(scale[part, None])
         return result, None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import MegatronBertConfig, PreTrainedModel
 
 from megabert.formats import huggingface
 from megabert.formats.open import model_folder
@@ -58,7 +58,8 @@ class Predictor:
         self.batch_tokens = batch_tokens
         self.longest = int(model.config.max_position_embeddings)
         self.has_masks = not isinstance(model, MegatronBertForNextSentencePrediction)
-        self.has_pairs = not isinstance(model, MegatronBertForMaskedLM) and settings(model.config).add_binary_head
+        config: MegatronBertConfig = model.config  # type: ignore[assignment]
+        self.has_pairs = not isinstance(model, MegatronBertForMaskedLM) and settings(config).add_binary_head
 
     @classmethod
     def from_path(
