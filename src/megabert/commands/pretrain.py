@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-    from transformers import PreTrainedModel
 
+    from megabert import MegatronBertForPreTraining
     from megabert.data.blend import DataSets, Source
     from megabert.data.sources import Named
     from megabert.tokenization.word_piece import WordPiece
@@ -83,7 +83,7 @@ def run(config: Config) -> None:
     outcome = trainer.fit()
     if outcome.finished:
         _test(trainer, sets, sources["train_data"], config, folder)
-    _export(trainer, tokenizer, folder)
+    _export(model, trainer, tokenizer, config.pairs != "none", folder)
 
 
 def _check(config: Config) -> None:
@@ -194,7 +194,7 @@ def _device(config: Config) -> torch.device:
     return torch.device(config.device)
 
 
-def _model(config: Config, tokenizer: WordPiece) -> PreTrainedModel:
+def _model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
     from megabert import MegatronBertForPreTraining
     from megabert.models.bert.config import make_config
 
@@ -208,7 +208,7 @@ def _model(config: Config, tokenizer: WordPiece) -> PreTrainedModel:
 
 
 def _describe(
-    model: PreTrainedModel, tokenizer: WordPiece, sets: DataSets, config: Config, device: torch.device
+    model: MegatronBertForPreTraining, tokenizer: WordPiece, sets: DataSets, config: Config, device: torch.device
 ) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "fp32"
@@ -247,21 +247,17 @@ def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config,
     )
 
 
-def _export(trainer: Trainer, tokenizer: WordPiece, folder: Path) -> None:
+def _export(
+    model: MegatronBertForPreTraining, trainer: Trainer, tokenizer: WordPiece, paired: bool, folder: Path
+) -> None:
     """Write the weights in fp32, as training keeps them, as a Transformers folder."""
-    import torch
-
     from megabert import MegatronBertForMaskedLM, MegatronBertForPreTraining
     from megabert.formats import huggingface
 
-    paired = trainer.model.config.add_binary_head
     # Without the pair head the weights are those of the masked-word model: the folder says so.
-    model = (MegatronBertForPreTraining if paired else MegatronBertForMaskedLM)(trainer.model.config)
-    state = trainer.train_step.weights.state()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name])
-    huggingface.write(model, tokenizer, folder / "model")
+    exported = (MegatronBertForPreTraining if paired else MegatronBertForMaskedLM)(model.config)
+    exported.load_state_dict(trainer.train_step.weights.state_dict())
+    huggingface.write(exported, tokenizer, folder / "model")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
     )
