@@ -110,6 +110,22 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
             find(tmp_path)
 
 
+def test_where_a_run_begins(tmp_path):
+    own, other = Checkpoints(tmp_path / "own" / "checkpoints"), Checkpoints(tmp_path / "other" / "checkpoints")
+    theirs = other.save(3, snapshot())
+    assert resume.beginning(own, None) == (None, True)
+    assert resume.beginning(own, tmp_path / "other") == (theirs, False)
+    own.folder.mkdir(parents=True)
+    assert resume.beginning(own, tmp_path / "own") == (None, True)
+    first, second = own.save(1, snapshot()), own.save(2, snapshot())
+    assert resume.beginning(own, None) == (second, True)
+    assert resume.beginning(own, tmp_path / "own") == (second, True)
+    assert resume.beginning(own, tmp_path / "other") == (second, True)
+    assert resume.beginning(own, first) == (first, True)
+    with pytest.raises(ValueError, match="--load"):
+        resume.beginning(Checkpoints(tmp_path / "new"), tmp_path / "nowhere")
+
+
 def test_a_folder_is_one_process_s(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     with checkpoints.alone():

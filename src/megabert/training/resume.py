@@ -190,6 +190,26 @@ def find(path: Path) -> Path:
     raise ValueError(f"--load: {path} holds no checkpoint (neither checksums.json nor checkpoints/latest)")
 
 
+def beginning(checkpoints: Checkpoints, load: Path | None) -> tuple[Path | None, bool]:
+    """Where a run starts: the checkpoint, if any, and whether it is the run's own.
+
+    The run's own checkpoints come before a `load` from elsewhere, which was the run's beginning: so the command that
+    started a run also goes on with it. A `load` inside the run's folder chooses among its own.
+
+    Raises:
+        ValueError: `load` holds no checkpoint.
+    """
+    latest = checkpoints.named("latest")
+    run_folder = checkpoints.folder.parent.resolve()
+    inside = load is not None and load.resolve().is_relative_to(run_folder)
+    if load is None or (latest is not None and not inside):
+        return latest, True
+    if inside and latest is None and load.resolve() == run_folder:
+        # --load and --save name one folder, which is still empty: Megatron's way to say "from there if you can".
+        return None, True
+    return find(load), inside
+
+
 def _write(folder: Path, snapshot: Snapshot) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
