@@ -118,9 +118,10 @@ class Checkpoints:
                 self.point("best", step)
         except (OSError, safetensors.SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = reason.removeprefix("Error while serializing: I/O error: ")
             raise OSError(
                 f"cannot write the checkpoint {final}: {reason}; nothing half-written was left, and earlier "
-                "checkpoints are whole"
+                "checkpoints are whole: make room (a smaller --keep-last takes less) and run the same command again"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
