@@ -136,6 +136,13 @@ def test_side_file_says_what_is_there(tmp_path):
     assert (facts["documents"], facts["sentences"], facts["tokens"]) == (2, 3, 6)
 
 
+def test_ids_below_zero_are_refused(tmp_path):
+    data = IndexedData(write(tmp_path / "x", [[[70000, -5]]], vocabulary_size=80000))
+    (tmp_path / "x.json").unlink()
+    with pytest.raises(ValueError, match="ids below 0"):
+        IndexedData(data.prefix).largest_id()
+
+
 def test_pickled_data_maps_the_files_again(tmp_path):
     data = pickle.loads(pickle.dumps(IndexedData(write(tmp_path / "x"))))
     assert data.tokens(0, 3).tolist() == [5, 6, 7, 8, 9, 10]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-    from transformers import PreTrainedModel
 
+    from megabert import MegatronBertForPreTraining
     from megabert.data.blend import DataSets, Source
     from megabert.data.sources import Named
     from megabert.tokenization.word_piece import WordPiece
@@ -194,7 +194,7 @@ def _device(config: Config) -> torch.device:
     return torch.device(config.device)
 
 
-def _model(config: Config, tokenizer: WordPiece) -> PreTrainedModel:
+def _model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
     from megabert import MegatronBertForPreTraining
     from megabert.models.bert.config import make_config
 
@@ -208,7 +208,7 @@ def _model(config: Config, tokenizer: WordPiece) -> PreTrainedModel:
 
 
 def _describe(
-    model: PreTrainedModel, tokenizer: WordPiece, sets: DataSets, config: Config, device: torch.device
+    model: MegatronBertForPreTraining, tokenizer: WordPiece, sets: DataSets, config: Config, device: torch.device
 ) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "fp32"
@@ -247,7 +247,9 @@ def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config,
     )
 
 
-def _export(model: PreTrainedModel, trainer: Trainer, tokenizer: WordPiece, paired: bool, folder: Path) -> None:
+def _export(
+    model: MegatronBertForPreTraining, trainer: Trainer, tokenizer: WordPiece, paired: bool, folder: Path
+) -> None:
     """Write the weights in fp32, as training keeps them, as a Transformers folder."""
     from megabert import MegatronBertForMaskedLM, MegatronBertForPreTraining
     from megabert.formats import huggingface

@@ -136,7 +136,7 @@ def tokenize(
     prefix: Path,
     *,
     reading: Reading | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seconds_between_reports: float = 5.0,
 ) -> Progress:
@@ -147,7 +147,8 @@ def tokenize(
 
     Args:
         prefix: of the files to write; those that are there are replaced at the end.
-        workers: processes that encode; 1 encodes in this one.
+        workers: processes that encode; 1 encodes in this one. None: one for each core, fewer for a text so short that
+            starting them would take longer.
         on_progress: called every `seconds_between_reports`.
 
     Returns:
@@ -163,6 +164,8 @@ def tokenize(
     for path in inputs:
         if not path.is_file():
             raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
+    size = sum(path.stat().st_size for path in inputs)
+    workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
     settings = {
         "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
         "tokenizer": tokenizer.fingerprint(),
@@ -248,13 +251,12 @@ def tokenize_files(
     """`tokenize` with the options of a training run, told line by line.
 
     Args:
-        workers: None: one for each core, but none for a text so short that starting them would take longer.
+        say: takes each line of progress.
 
     Raises:
         ValueError, OSError: as `tokenize`.
     """
     size = sum(path.stat().st_size for path in inputs if path.is_file())
-    workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
     reading = Reading(
         text_key=options.text_key,
         loose_json=options.loose_json or None,

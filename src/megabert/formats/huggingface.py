@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -169,7 +170,10 @@ def write(model: PreTrainedModel, tokenizer: Tokenizer | None, folder: Path) -> 
             raise OSError(f"cannot write {folder}: {error}") from error
         raise
     runtime.sync_folder(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    # Also what a process that was killed in the middle has left.
+    for suffix in ("part", "replaced"):
+        for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.{suffix}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _name_headless(path: Path) -> None:
