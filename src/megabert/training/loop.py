@@ -315,8 +315,11 @@ class Trainer:
                 place = self.options.tensorboard_dir or self.folder / "tensorboard"
                 self._sinks.append(TensorBoard(place, after=self.progress.step))
             except ImportError:
-                # Not installed: the option's help says that there are no events then.
-                return
+                # The option's help says that there are no events then; who named a folder waits for them.
+                if self.options.tensorboard_dir is not None:
+                    raise ValueError(
+                        "--tensorboard-dir: TensorBoard is not installed; pip install tensorboard"
+                    ) from None
 
     def _open_batches(self) -> Batches:
         start = self.progress.samples
