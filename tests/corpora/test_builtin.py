@@ -75,6 +75,11 @@ def test_sentences_that_differ_in_names_only_are_kept_once(package):
     assert "Nothing else is known" in everything
 
 
+def test_sentences_with_special_tokens_are_left_out(package):
+    found = package({"a.py": '"""The [MASK] token stands for a word. The word is then to be found. It is hard."""\n'})
+    assert [document.text for document in found] == ["The word is then to be found. It is hard."]
+
+
 def test_long_modules_become_several_documents_in_a_mixed_order(package):
     generator = random.Random(0)
     words = ["the", "network", "of", "a", "model", "is", "in", "it", "and", "for", "this", "with", "that"]

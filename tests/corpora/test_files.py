@@ -46,7 +46,7 @@ def test_bad_lines_are_named_and_do_not_stop(tmp_path):
     assert [item for item in items if isinstance(item, Document)] == [Document("good"), Document("last")]
     bad = {item.line: item.reason for item in items if isinstance(item, BadLine)}
     assert sorted(bad) == [1, 3, 4, 5, 6, 7, 8, 9]
-    assert "not JSON" in bad[1]
+    assert "is not JSON" in bad[1]
     assert "'text'" in bad[3] and "'body', 'id'" in bad[3]
     assert "not UTF-8" in bad[4]
     assert "empty" in bad[5]
@@ -89,9 +89,9 @@ def test_plain_text_without_blank_lines(tmp_path):
 
 def test_bad_line_of_plain_text_has_its_number(tmp_path):
     path = tmp_path / "corpus.txt"
-    path.write_bytes(b"One.\n\n\nTwo.\n\nbad \xff\n\nFour.")
+    path.write_bytes(b"One.\n\n\nTwo.\n\nOf two lines,\nbad \xff\n\nFour.")
     items = list(files.read_documents(path))
-    assert items[2] == BadLine(path, 6, "is not UTF-8 (byte 0xff)")
+    assert items[2] == BadLine(path, 7, "is not UTF-8 (byte 0xff)")
     assert items[3] == Document("Four.")
 
 
@@ -155,6 +155,7 @@ def test_chunks_may_be_resumed_anywhere(tmp_path_factory, texts, kind, chunk_byt
     [
         (None, "there is no file"), (b"PK\x03\x04zip", "zip archive"), (b"\x28\xb5\x2f\xfd...", "zstd"),
         (b"ab\0cd", "binary"), (gzip.compress(b"text" * 1000)[:-20], "cut short|unpacked"), (b"\xff\xfea\0", "UTF-16"),
+        (b"\n<mediawiki xmlns=", "XML"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_corpus(tmp_path, content, message):
@@ -164,6 +165,36 @@ def test_files_that_are_no_corpus(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as failure:
         list(files.read_documents(path))
     assert str(path) in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_tables_are_refused_by_name(tmp_path):
+    path = tmp_path / "corpus.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\nhello,1\n"))
+    with pytest.raises(ValueError, match="is a table; write its texts as loose JSON"):
+        list(files.read_documents(path))
+
+
+json_like = st.lists(
+    st.sampled_from(
+        [b"{", b"}", b"[", b"]", b'"', b"\\", b",", b":", b"\n", b" ", b'"text"', b"\xff", b"\xc3\xa9", b"a"]
+    )
+).map(b"".join)
+
+
+@given(content=st.one_of(st.binary(max_size=200), json_like), loose_json=st.sampled_from([None, True, False]))
+def test_any_bytes_give_documents_bad_lines_or_one_clear_error(tmp_path_factory, content, loose_json):
+    path = tmp_path_factory.mktemp("corpus") / "corpus"
+    path.write_bytes(content)
+    try:
+        items = list(files.read_documents(path, loose_json=loose_json))
+    except ValueError as error:
+        assert str(path) in str(error)
+        return
+    for item in items:
+        if isinstance(item, Document):
+            assert item.text.strip() and item.text.encode("utf-8")
+        else:
+            assert 1 <= item.line <= content.count(b"\n") + 1
 
 
 def test_folder_is_refused(tmp_path):

@@ -114,6 +114,44 @@ def test_lengths_of_ngrams():
     assert abs(np.mean(np.array(lengths) == 2) - (0.273 + 0.545 * 0.455)) < 0.03
 
 
+def literal_ngrams(candidates, continues, count, generator):
+    """The choice as the specification tells it."""
+    words = []
+    for place, more in zip(candidates.tolist(), continues.tolist(), strict=True):
+        if more and words and words[-1][-1] == place - 1:
+            words[-1].append(place)
+        else:
+            words.append([place])
+    weights = np.array([1, 1 / 2, 1 / 3])
+    chosen = set()
+    for start in generator.permutation(len(words)):
+        if len(chosen) >= count:
+            break
+        most = min(len(words) - start, 3)
+        number = generator.choice(np.arange(1, most + 1), p=weights[:most] / weights[:most].sum())
+        while number and len(chosen) + sum(map(len, words[start : start + number])) > count:
+            number -= 1
+        run = {place for word in words[start : start + number] for place in word}
+        if not run & chosen:
+            chosen |= run
+    return np.array(sorted(chosen))
+
+
+def test_ngrams_are_chosen_as_specified():
+    generator = np.random.default_rng(5)
+    continues = generator.random(60) < 0.3
+    candidates = np.delete(np.arange(62), [0, 30])
+    hits, runs = np.zeros((2, 62)), np.zeros((2, 20))
+    for _ in range(4000):
+        for row, choose in enumerate((choose_ngrams, literal_ngrams)):
+            places = choose(candidates, continues, 9, generator)
+            hits[row, places] += 1
+            for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+                runs[row, len(run)] += 1
+    assert np.all(abs(hits[0] - hits[1]) < 5 * np.sqrt(hits.max()))
+    assert np.all(abs(runs[0] - runs[1]) < 5 * np.sqrt(runs.max(axis=0) + 1))
+
+
 def test_nothing_to_mask():
     generator = np.random.default_rng(4)
     for method in ("token", "whole-word", "ngram"):

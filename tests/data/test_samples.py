@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from made_data import check_row, options
 
+from megabert.data.indexed import IndexedData
 from megabert.data.samples import SampleSet
 
 
@@ -119,6 +120,26 @@ def test_what_cannot_be_trained_on_is_said(make_data, vocabulary):
     vocabulary.vocabulary_size = 12
     with pytest.raises(ValueError, match="holds the id 12, but the vocabulary has 12 entries"):
         SampleSet(data, vocabulary, options(pair_task="none"), seed=1)
+
+
+def test_special_tokens_in_the_text_are_not_predicted(make_data, vocabulary):
+    data = make_data([[[2, 3, 4, 0, 10, 11], [3, 4, 12, 13, 2, 0]]] * 4)
+    samples = SampleSet(data, vocabulary, options(mask_prob=0.9, max_preds_per_seq=12), seed=1)
+    for index in range(40):
+        labels = samples[index]["masked_labels"]
+        assert set(labels[labels != -100]) <= {10, 11, 12, 13}
+
+
+def test_ids_too_many_to_scan_are_checked_sample_by_sample(tmp_path, make_data, vocabulary, monkeypatch):
+    data = make_data([[[10, 11, 999], [12]]])
+    (tmp_path / "data.json").unlink()
+    assert IndexedData(data.prefix).largest_id() == 999
+    monkeypatch.setattr("megabert.data.indexed.SCANNED_AT_OPEN", 4)
+    vocabulary.vocabulary_size = 999
+    vocabulary.continuation = vocabulary.continuation[:999]
+    samples = SampleSet(IndexedData(data.prefix), vocabulary, options(), seed=1)
+    with pytest.raises(ValueError, match="holds the id 999 in the sentences 0 to 1, but the vocabulary has 999"):
+        samples[0]
 
 
 def test_describe(data, vocabulary):

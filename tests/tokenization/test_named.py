@@ -32,6 +32,11 @@ def test_a_path(tmp_path, field):
     assert named.open_tokenizer(options).tokens == TOKENS
 
 
+def test_a_run_folder(tmp_path):
+    vocabulary(tmp_path / "run" / "tokenizer" / "vocab.txt")
+    assert named.find(str(tmp_path / "run")) == tmp_path / "run" / "tokenizer"
+
+
 @pytest.mark.parametrize(
     "file", ["bert-large-uncased-vocab.txt", "bert-base-uncased.txt", "megatron-bert-uncased/vocab.txt"]
 )

@@ -187,6 +187,19 @@ def test_a_loss_that_is_not_finite_is_passed_over_and_counted_when_asked(tmp_pat
     assert rates[0] == 0.0
 
 
+def test_passing_over_faults_ends_when_there_is_nothing_else(tmp_path):
+    run = trainer(tmp_path, objective=BrokenObjective(range(1000)), valid=False, on_nan="skip", train_iters=1000)
+    with pytest.raises(ValueError, match=r"^step 100: lm loss is nan.*100th such step in a row"):
+        run.fit()
+
+
+def test_the_precision_may_change_on_the_way(tmp_path):
+    trainer(tmp_path, exit_interval=17).fit()
+    said: list[str] = []
+    assert trainer(tmp_path, fp16=True, initial_loss_scale=1024.0, said=said).fit().finished
+    assert any("starts anew at 1024" in line for line in said)
+
+
 def test_learns_and_reports(tmp_path):
     said: list[str] = []
     outcome = trainer(tmp_path, said=said, train_iters=300, log_interval=50, eval_interval=100, tensorboard=True).fit()

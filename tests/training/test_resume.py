@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,13 @@ def test_latest_follows_and_old_ones_go(tmp_path):
     assert files(checkpoints.folder) == {"latest", "best", "step-00000002", "step-00000004", "step-00000005"}
     for start in (tmp_path, checkpoints.folder, checkpoints.folder / "step-00000005"):
         assert find(start) == checkpoints.folder / "step-00000005"
+
+
+def test_a_checkpoint_that_a_user_removed_is_not_missed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    shutil.rmtree(checkpoints.save(1, snapshot(), best=True))
+    checkpoints.save(2, snapshot())
+    assert checkpoints.steps() == [2]
 
 
 def test_all_are_kept_at_zero(tmp_path):
@@ -108,6 +116,22 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         (tmp_path / "latest").write_text(content)
         with pytest.raises(ValueError, match="which is no checkpoint there"):
             find(tmp_path)
+
+
+def test_where_a_run_begins(tmp_path):
+    own, other = Checkpoints(tmp_path / "own" / "checkpoints"), Checkpoints(tmp_path / "other" / "checkpoints")
+    theirs = other.save(3, snapshot())
+    assert resume.beginning(own, None) == (None, True)
+    assert resume.beginning(own, tmp_path / "other") == (theirs, False)
+    own.folder.mkdir(parents=True)
+    assert resume.beginning(own, tmp_path / "own") == (None, True)
+    first, second = own.save(1, snapshot()), own.save(2, snapshot())
+    assert resume.beginning(own, None) == (second, True)
+    assert resume.beginning(own, tmp_path / "own") == (second, True)
+    assert resume.beginning(own, tmp_path / "other") == (second, True)
+    assert resume.beginning(own, first) == (first, True)
+    with pytest.raises(ValueError, match="--load"):
+        resume.beginning(Checkpoints(tmp_path / "new"), tmp_path / "nowhere")
 
 
 def test_a_folder_is_one_process_s(tmp_path):

@@ -202,6 +202,7 @@ def _model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
     model = MegatronBertForPreTraining(
         make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
     )
+    model.config.pair_task = config.pairs  # what the sentence-pair head was asked; `predict` says it
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable()
     return model

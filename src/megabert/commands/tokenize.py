@@ -10,7 +10,6 @@ in PREFIX.skipped.txt.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,11 @@ class TokenizeOptions:
         True, "one sequence for each sentence, as BERT's pair task needs; --no-split-sentences: one for each document"
     )
     workers: int | None = option(
-        None, "processes that encode; left out, one for each core", minimum=1, maximum=1024, example="8"
+        None,
+        "processes that encode; left out, one for each core, fewer for a short text",
+        minimum=1,
+        maximum=1024,
+        example="8",
     )
     max_bad_fraction: float = option(
         0.01, "share of lines that may be unusable (not JSON, no text) before the command stops", minimum=0, maximum=1,
@@ -99,7 +102,7 @@ def run(config: Config) -> None:
     prefix.parent.mkdir(parents=True, exist_ok=True)
     result = tokenize(
         [Path(name) for name in config.input], tokenizer, prefix, reading=reading,
-        workers=config.workers or len(os.sched_getaffinity(0)), on_progress=_report if config.log_interval else None,
+        workers=config.workers, on_progress=_report if config.log_interval else None,
         seconds_between_reports=config.log_interval,
     )  # fmt: skip
     print(

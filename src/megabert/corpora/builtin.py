@@ -36,6 +36,8 @@ _PREFIX = re.compile(r"[A-Za-z]*$")
 _DOCUMENT_CHARACTERS = 6000
 # How often a sentence may occur, names and numbers apart.
 _REPEATS = 1
+# Read as what it names, not as text, by a tokenizer.
+_SPECIAL = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK)\]")
 _NAME = re.compile(r"\S*[A-Z0-9_]\S*")
 
 
@@ -125,7 +127,11 @@ def _parts(objects: list[list[str]], seen: Counter[str]) -> Iterator[list[str]]:
     length = count = 0
     for lines in (*objects, []):
         for line in lines:
-            new = [sentence for sentence in prose.sentences(line) if _is_new(sentence, seen)]
+            new = [
+                sentence
+                for sentence in prose.sentences(line)
+                if not _SPECIAL.search(sentence) and _is_new(sentence, seen)
+            ]
             if new:
                 part.append(" ".join(new))
                 length += len(part[-1])

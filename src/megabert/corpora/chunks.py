@@ -167,6 +167,9 @@ def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadL
         if record:
             try:
                 items.append(read(record, text_key))
+            except UnicodeDecodeError as error:
+                line += record.count(b"\n", 0, error.start)
+                items.append(BadLine(chunk.path, line, f"is not UTF-8 (byte {record[error.start]:#04x})"))
             except ValueError as error:
                 items.append(BadLine(chunk.path, line, str(error)))
     return items
@@ -199,20 +202,13 @@ def _paragraphs(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
             line += data.count(b"\n", start, middle)
             start = middle
         record = data[start:stop]
-        yield line + len(record[: len(record) - len(record.lstrip())].splitlines()), record
+        yield line + record[: len(record) - len(record.lstrip())].count(b"\n"), record
         line += data.count(b"\n", start, following)
         start = following
 
 
-def _decode(record: bytes) -> str:
-    try:
-        return record.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 (byte {record[error.start]:#04x})") from None
-
-
 def _read_text(record: bytes, _text_key: str) -> Document:
-    lines = (line.strip() for line in _decode(record).split("\n"))
+    lines = (line.strip() for line in record.decode().split("\n"))
     text = "\n".join(line for line in lines if line)
     if not text:
         raise ValueError("the text is empty")
@@ -221,9 +217,9 @@ def _read_text(record: bytes, _text_key: str) -> Document:
 
 def _read_json(record: bytes, text_key: str) -> Document:
     try:
-        value: Any = json.loads(_decode(record))
+        value: Any = json.loads(record.decode())
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} (column {error.pos + 1})") from None
+        raise ValueError(f"is not JSON: {error.msg} (character {error.pos + 1} of what must be one object)") from None
     except RecursionError:
         raise ValueError("is JSON nested too deeply") from None
     if not isinstance(value, dict):

@@ -21,6 +21,7 @@ _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open
 _REFUSED = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
     b"%PDF": "a PDF", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x80": "a pickle",
+    b"ARROW1": "an Arrow file",
 }  # fmt: skip
 _TIGHT_START = re.compile(rb"\[\s*[{\]]")
 # An article a line is far longer than a line of wrapped or sentence-a-line text.
@@ -78,9 +79,13 @@ def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout =
             head = file.read(_SNIFFED_BYTES)
     except (EOFError, lzma.LZMAError, OSError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
+    if any(suffix in (".csv", ".tsv") for suffix in path.suffixes[-2:]):
+        raise ValueError(f'{path} is a table; write its texts as loose JSON, one {{"text": ...}} a line')
     if b"\0" in head[:4096]:
         raise ValueError(f"{path} is a binary file; loose JSON, tight JSON or plain UTF-8 text is needed")
     start = head.removeprefix(chunks.BYTE_ORDER_MARK).lstrip()
+    if start.startswith((b"<?xml", b"<mediawiki", b"<!DOCTYPE", b"<html")):
+        raise ValueError(f"{path} is XML or HTML, not text; take the text out of it first")
     if _TIGHT_START.match(start):
         return "tight"
     if start.startswith(b"{") or any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes[-2:]):

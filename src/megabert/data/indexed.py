@@ -23,6 +23,7 @@ CHECKSUM_BLOCK = 1 << 26
 # Above these sizes the bytes of the tokens are checked by `verify` only, so that opening a large file stays quick.
 CHECKED_AT_OPEN = 1 << 26
 SCANNED_AT_OPEN = 1 << 33
+_LONGEST_FACTS = 1 << 26  # bytes; enough for the checksums of 100 TB
 
 # Code 7 was float64 in old code and is float32 now; tokens are whole numbers, so both are refused.
 DTYPES: dict[int, np.dtype] = {
@@ -219,21 +220,27 @@ class IndexedData:
         return f"{index:08x}-{self.num_tokens}-{zlib.crc32(repr(self.facts.get('token_crc32')).encode()):08x}"
 
     def largest_id(self) -> int | None:
-        """The largest id of the data: from the side file, else by reading it; None where it is too long to read."""
+        """The largest id of the data: from the side file, else by reading it; None where it is too long to read.
+
+        Raises:
+            ValueError: an id below 0.
+        """
         if "largest_id" in self.facts:
             return self.facts["largest_id"]
         if self._scanned is None and self.num_tokens * self.dtype.itemsize <= SCANNED_AT_OPEN:
-            parts = (self._tokens[at : at + (1 << 24)] for at in range(0, self.num_tokens, 1 << 24))
+            parts = [self._tokens[at : at + (1 << 24)] for at in range(0, self.num_tokens, 1 << 24)]
             self._scanned = max((int(part.max()) for part in parts), default=-1)
+            if self.dtype.kind == "i" and any(part.min() < 0 for part in parts):
+                raise ValueError(f"{self.token_path}: holds ids below 0; it is damaged, or no data of tokens")
         return self._scanned
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _LONGEST_FACTS else None
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if isinstance(facts, dict) and isinstance(facts.get("index_crc32"), int):
         sums, largest = facts.get("token_crc32"), facts.get("largest_id", 0)

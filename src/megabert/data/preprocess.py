@@ -130,13 +130,25 @@ class _Reporter:
         self._last = time.monotonic()
 
 
+def _settings(inputs: Sequence[Path], tokenizer: Tokenizer, reading: Reading) -> dict[str, Any]:
+    """What must be equal for interrupted work to be taken up."""
+    for path in inputs:
+        if not path.is_file():
+            raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
+    return {
+        "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
+        "tokenizer": tokenizer.fingerprint(),
+        "reading": asdict(reading),
+    }
+
+
 def tokenize(
     inputs: Sequence[Path],
     tokenizer: Tokenizer,
     prefix: Path,
     *,
     reading: Reading | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seconds_between_reports: float = 5.0,
 ) -> Progress:
@@ -147,7 +159,8 @@ def tokenize(
 
     Args:
         prefix: of the files to write; those that are there are replaced at the end.
-        workers: processes that encode; 1 encodes in this one.
+        workers: processes that encode; 1 encodes in this one. None: one for each core, fewer for a text so short that
+            starting them would take longer.
         on_progress: called every `seconds_between_reports`.
 
     Returns:
@@ -160,14 +173,9 @@ def tokenize(
     """
     reading = reading or Reading()
     tell = _Reporter(on_progress, seconds_between_reports)
-    for path in inputs:
-        if not path.is_file():
-            raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
-    settings = {
-        "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
-        "tokenizer": tokenizer.fingerprint(),
-        "reading": asdict(reading),
-    }
+    settings = _settings(inputs, tokenizer, reading)
+    size = sum(path.stat().st_size for path in inputs)
+    workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
     with IndexedWriter(
         prefix, tokenizer.vocabulary_size, fingerprint=settings["tokenizer"], settings=settings
     ) as writer:
@@ -248,13 +256,12 @@ def tokenize_files(
     """`tokenize` with the options of a training run, told line by line.
 
     Args:
-        workers: None: one for each core, but none for a text so short that starting them would take longer.
+        say: takes each line of progress.
 
     Raises:
         ValueError, OSError: as `tokenize`.
     """
     size = sum(path.stat().st_size for path in inputs if path.is_file())
-    workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
     reading = Reading(
         text_key=options.text_key,
         loose_json=options.loose_json or None,

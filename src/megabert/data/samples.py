@@ -34,14 +34,18 @@ class Vocabulary(NamedTuple):
     sep_id: int
     mask_id: int
     pad_id: int
-    continuation: np.ndarray
+    continuation: np.ndarray  # [size] bool
+    maskable: np.ndarray  # [size] bool, False for special tokens: text may spell them too
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
         """Take it from a tokenizer."""
+        special = [tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.pad_id]
+        maskable = np.ones(tokenizer.vocabulary_size, bool)
+        maskable[special] = False
         return cls(
             tokenizer.vocabulary_size, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.pad_id,
-            np.asarray(tokenizer.continuation, bool),
+            np.asarray(tokenizer.continuation, bool), maskable,
         )  # fmt: skip
 
 
@@ -218,21 +222,21 @@ class SampleSet:
         else:
             one, two, label = self._one_segment(first, last, target, generator), None, NO_LABEL
         length = len(one) + 2 + (len(two) + 1 if two is not None else 0)
-        ids, types, maskable = np.empty(length, np.int64), np.zeros(length, np.int64), np.ones(length, bool)
+        ids, types = np.empty(length, np.int64), np.zeros(length, np.int64)
         middle = len(one) + 1
         ids[0], ids[1:middle], ids[middle] = vocabulary.cls_id, one, vocabulary.sep_id
         if two is not None:
             ids[middle + 1 : -1], ids[-1] = two, vocabulary.sep_id
             types[middle + 1 :] = 1
-        maskable[[0, middle, length - 1]] = False
-        if not self._ids_known and ids.max() >= vocabulary.size:
+        if not self._ids_known and not 0 <= ids.min() <= ids.max() < vocabulary.size:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
             raise ValueError(
-                f"{self.data.prefix}: holds the id {ids.max()} in the sentences {first} to {last - 1}, but the "
+                f"{self.data.prefix}: holds the id {wrong} in the sentences {first} to {last - 1}, but the "
                 f"vocabulary has {vocabulary.size} entries: it was tokenized with another vocabulary"
             )
         count = masking.quota(length, target, self.options.mask_prob, self.most_predictions)
         masked, places, labels = masking.mask(
-            ids, maskable, vocabulary.continuation, count, generator,
+            ids, vocabulary.maskable[ids], vocabulary.continuation, count, generator,
             method=self.options.masking, mask_id=vocabulary.mask_id, vocabulary_size=vocabulary.size,
         )  # fmt: skip
         return Sample(masked, types, places, labels, label)

@@ -8,6 +8,7 @@ docs/formats.md.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from megabert.formats.table import Row
@@ -205,3 +206,29 @@ def dress(name: str, era: Era) -> str:
         name = re.sub(r"(input|post_attention|final)_layernorm\.", r"\1_norm.", name)
         return name.replace("lm_head.layernorm.", "lm_head.norm.")
     return name
+
+
+_LAYERS = re.compile(r"(?<![^.])(layers|layer)\.(\d+)\.")
+
+
+def shift(name: str, by: int) -> tuple[str, int]:
+    """A name with `by` added to the number of its layer, and that number (-1 outside the layers)."""
+    found = _LAYERS.search(name)
+    if not found:
+        return name, -1
+    layer = int(found[2]) + by
+    return f"{name[: found.start()]}{found[1]}.{layer}.{name[found.end() :]}", layer
+
+
+def count(names: Iterable[str]) -> int:
+    """How many layers the names tell of; 0 when there is none."""
+    return 1 + max((shift(name, 0)[1] for name in names), default=-1)
+
+
+def without_wrapper(name: str) -> str:
+    """A name of the first generation without the prefixes of wrappers (`module.`, `model.`)."""
+    return (
+        name[name.find("bert.") :]
+        if "bert." in name and not name.startswith("cls.")
+        else re.sub(r"^(?:module\.|model\.)+", "", name)
+    )

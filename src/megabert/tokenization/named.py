@@ -72,22 +72,23 @@ def wanted_lower_case(options: TokenizerOptions) -> bool | None:
 def find(name: str, cache_dir: Path | None = None) -> Path:
     """The file or folder of a tokenizer.
 
-    Looked for in this order: `name` as a path; `NAME-vocab.txt`, `NAME.txt`, or a folder NAME with a tokenizer in
-    `cache_dir` and in the folder that the environment variable MEGABERT_CACHE names; the Hugging Face hub (not when
-    HF_HUB_OFFLINE is set), whose download is kept in `cache_dir`.
+    Looked for in this order: `name` as a path, which may be a run folder; `NAME-vocab.txt`, `NAME.txt`, or a folder
+    NAME with a tokenizer, in `cache_dir` and in the folder that the environment variable MEGABERT_CACHE names; the
+    Hugging Face hub (not when HF_HUB_OFFLINE is set), whose download is kept in `cache_dir`.
 
     Raises:
         ValueError: it is nowhere; says where the file can be put.
     """
     path = Path(name).expanduser()
     if path.exists():
-        return path
+        inside = (path, path / "tokenizer", path / "model")  # a run folder holds its tokenizer in there
+        return next((place for place in inside if _holds_tokenizer(place)), path)
     if path.is_absolute() or path.suffix in (".txt", ".json") or name.count("/") > 1 or name.startswith((".", "~")):
         raise ValueError(f"there is no tokenizer at {name}: no such file or folder")
     folders = [Path(folder) for folder in (cache_dir, os.environ.get("MEGABERT_CACHE")) if folder]
     for folder in folders:
         for candidate in _candidates(name, folder):
-            if candidate.is_file() or any((candidate / file).is_file() for file in _HUB_FILES[:2]):
+            if candidate.is_file() or _holds_tokenizer(candidate):
                 return candidate
     try:
         return _download(name, cache_dir)
@@ -99,6 +100,10 @@ def find(name: str, cache_dir: Path | None = None) -> Path:
             f"a path instead, or put its vocabulary at {place / (name.replace('/', '--') + '-vocab.txt')} and name "
             f"that folder with --cache-dir{known}"
         ) from None
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 
 def _candidates(name: str, folder: Path) -> Iterator[Path]:

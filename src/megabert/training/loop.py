@@ -20,28 +20,11 @@ from megabert.training.options import TrainingOptions, rows_of, steps_of
 from megabert.training.schedule import make_schedule
 from megabert.training.signals import StopRequest
 from megabert.training.sinks import Console, JsonLines, Sink, TensorBoard, draw_losses
-from megabert.training.step import make_step
+from megabert.training.snapshot import Progress
+from megabert.training.step import StepReport, make_step
 
 SECONDS_BETWEEN_PICTURES = 60.0
-
-
-@dataclass
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        step: updates tried, skipped ones included.
-        samples: rows read.
-        learned: rows of updates that were made: the schedule's clock.
-        evaluated: the step of the last evaluation.
-        best: lowest validation loss so far.
-    """
-
-    step: int = 0
-    samples: int = 0
-    learned: int = 0
-    evaluated: int = 0
-    best: float | None = None
+FAULTS_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
@@ -119,6 +102,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         self._saved: int | None = None
         self._drawn = time.monotonic()
+        self._faults = 0
         self._sinks: list[Sink] = []
 
     def fit(self) -> Outcome:
@@ -185,13 +169,7 @@ class Trainer:
         learning_rate = self.schedule(progress.learned)
         report = self.train_step(micro_batches, learning_rate)
         seconds, waited = time.perf_counter() - begin, batches.waited - waited
-        if report.fault and self.options.on_nan == "stop":
-            latest = self.checkpoints.named("latest")
-            newest = f"newest checkpoint: {latest}" if latest else "there is no checkpoint yet"
-            raise ValueError(
-                f"step {progress.step + 1}: {report.fault}; the weights were not changed by it ({newest}). "
-                "Try a lower --lr or a longer --warmup; --on-nan skip passes over such steps"
-            )
+        self._check_fault(report)
         progress.step += 1
         progress.samples += self.rows
         if not report.skipped:
@@ -207,6 +185,22 @@ class Trainer:
                     left=self.steps - progress.step,
                 )
             )
+
+    def _check_fault(self, report: StepReport) -> None:
+        """Stop on a loss or gradient that is not finite, or when there were too many in a row to go on."""
+        self._faults = self._faults + 1 if report.fault else 0
+        skip = self.options.on_nan == "skip"
+        if not report.fault or (skip and self._faults < FAULTS_IN_A_ROW):
+            return
+        latest = self.checkpoints.named("latest")
+        newest = f"newest checkpoint: {latest}" if latest else "there is no checkpoint yet"
+        advice = "--on-nan skip passes over such steps"
+        if skip:
+            advice = f"this was the {self._faults}th such step in a row, so passing over them does not help"
+        raise ValueError(
+            f"step {self.progress.step + 1}: {report.fault}; the weights were not changed by it ({newest}). "
+            f"Try a lower --lr or a longer --warmup; {advice}"
+        )
 
     def _evaluate_if_due(self, request: StopRequest) -> None:
         """Evaluate at multiples of --eval-interval and at the end; save when the loss is the lowest so far."""
@@ -264,14 +258,12 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go on from the run folder's newest checkpoint, else from --load, else from the beginning."""
-        load, latest = self.options.load, self.checkpoints.named("latest")
-        inside = load is not None and load.resolve().is_relative_to(self.folder.resolve())
-        if latest is not None and (load is None or not inside):
-            if load is not None:
-                self.say(f"{self.folder} already holds checkpoints: going on from them, not from {load}")
-            self._load(latest, whole=True, own=True)
-        elif load is not None and not (inside and latest is None and load.resolve() == self.folder.resolve()):
-            self._load(resume.find(load), whole=not self.options.finetune, own=inside)
+        path, own = resume.beginning(self.checkpoints, self.options.load)
+        if path is None:
+            return
+        if own and self.options.load is not None and not path.resolve().is_relative_to(self.options.load.resolve()):
+            self.say(f"{self.folder} already holds checkpoints: going on from them, not from {self.options.load}")
+        self._load(path, whole=own or not self.options.finetune, own=own)
 
     def _load(self, path: Path, *, whole: bool, own: bool) -> None:
         """Take a checkpoint: all of it when `whole`, else the weights. `own`: it lies in this run's folder."""
@@ -286,7 +278,7 @@ class Trainer:
         try:
             self.progress = Progress(**found.state["progress"])
             self.meter.load(found.state["meter"])
-            self.train_step.scaler.load(found.state["scaler"])
+            self._load_scale(found.state["scaler"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path / 'state.json'} does not fit this run: {error!r}") from None
         if self.options.load_optim:
@@ -299,6 +291,14 @@ class Trainer:
             self._saved = self.progress.step
             self.checkpoints.point("latest", self.progress.step)
         self.say(f"going on from {path}, step {self.progress.step}/{self.steps}")
+
+    def _load_scale(self, state: dict[str, float]) -> None:
+        """Take the loss scale up again, unless the precision was changed in between."""
+        scaler = self.train_step.scaler
+        if set(state) == set(scaler.state()):
+            scaler.load(state)
+        else:
+            self.say(f"the checkpoint's kind of loss scale is another one; it starts anew at {scaler.scale:.0f}")
 
     @staticmethod
     def _need(tensors: Mapping[str, Any], what: str, flag: str, path: Path) -> None:
@@ -315,8 +315,11 @@ class Trainer:
                 place = self.options.tensorboard_dir or self.folder / "tensorboard"
                 self._sinks.append(TensorBoard(place, after=self.progress.step))
             except ImportError:
-                # Not installed: the option's help says that there are no events then.
-                return
+                # The option's help says that there are no events then; who named a folder waits for them.
+                if self.options.tensorboard_dir is not None:
+                    raise ValueError(
+                        "--tensorboard-dir: TensorBoard is not installed; pip install tensorboard"
+                    ) from None
 
     def _open_batches(self) -> Batches:
         start = self.progress.samples

@@ -100,6 +100,9 @@ class OptimizerOptions:
     lr_wsd_decay_samples: int | None = option(
         None, "as --lr-wsd-decay-iters, in rows; only with --train-samples", minimum=1
     )
+    override_lr_scheduler: bool = option(
+        True, "accepted for old command lines: the flags given now always set the schedule", hidden=True
+    )
     weight_decay: float = option(
         0.01, "decay of all weights but biases and LayerNorm, per update and unit of learning rate", minimum=0
     )
@@ -169,7 +172,9 @@ class RunOptions:
     )
     save_best: bool = option(True, "also save when the validation loss is the lowest so far, and keep that checkpoint")
     save_optim: bool = option(True, "store the optimizer's state in checkpoints (needed to resume exactly)")
-    save_rng: bool = option(True, "store the random state in checkpoints (needed to resume exactly)")
+    save_rng: bool = option(
+        True, "store the random state in checkpoints (needed to resume exactly)", aliases=("save-all-rng",)
+    )
     load: Path | None = option(
         None,
         "go on from this checkpoint: a run folder (its newest) or one of its checkpoints/step-* folders",
@@ -177,7 +182,7 @@ class RunOptions:
         example="runs/small/checkpoints/step-00010000",
     )
     load_optim: bool = option(True, "take the optimizer's state from the checkpoint")
-    load_rng: bool = option(True, "take the random state from the checkpoint")
+    load_rng: bool = option(True, "take the random state from the checkpoint", aliases=("load-all-rng",))
     finetune: bool = option(
         False, "take only the weights from --load, and start at step 0 with a fresh optimizer, schedule and data"
     )
@@ -206,6 +211,20 @@ class RunOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(BatchOptions, OptimizerOptions, PrecisionOptions, RunOptions):
     """All that the loop reads; a command's config inherits it."""
+
+
+def check_precision(options: PrecisionOptions) -> None:
+    """Refuse number formats that do not go together.
+
+    Raises:
+        ValueError: --fp16 with --bf16, or --initial-loss-scale below --min-loss-scale.
+    """
+    if options.fp16 and options.bf16:
+        raise ValueError("--fp16 and --bf16 exclude each other: give one of them")
+    if options.initial_loss_scale < options.min_loss_scale:
+        raise ValueError(
+            f"--initial-loss-scale: {options.initial_loss_scale} is below --min-loss-scale {options.min_loss_scale}"
+        )
 
 
 def steps_of(options: BatchOptions) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megabert.training.options import PrecisionOptions
+from megabert.training.options import PrecisionOptions, check_precision
 
 _NORM = re.compile(r"layernorm|layer_norm|rmsnorm", re.IGNORECASE)
 
@@ -28,10 +28,9 @@ def half_of(options: PrecisionOptions) -> torch.dtype | None:
     """The half format that --fp16 or --bf16 asks for; None for float32.
 
     Raises:
-        ValueError: both flags.
+        ValueError: both flags, or limits of the loss scale that are not in order.
     """
-    if options.fp16 and options.bf16:
-        raise ValueError("--fp16 and --bf16 exclude each other: give one of them")
+    check_precision(options)
     return torch.float16 if options.fp16 else torch.bfloat16 if options.bf16 else None
 
 

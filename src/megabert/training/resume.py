@@ -113,14 +113,16 @@ class Checkpoints:
             else:
                 temporary.rename(final)
             runtime.sync_folder(self.folder)
-            self.point("latest", step)
+            # `best` first: killed in between, the run goes on from before and comes to this checkpoint again.
             if best:
                 self.point("best", step)
+            self.point("latest", step)
         except (OSError, safetensors.SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = reason.removeprefix("Error while serializing: I/O error: ")
             raise OSError(
                 f"cannot write the checkpoint {final}: {reason}; nothing half-written was left, and earlier "
-                "checkpoints are whole"
+                "checkpoints are whole: make room (a smaller --keep-last takes less) and run the same command again"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -150,7 +152,7 @@ class Checkpoints:
     def _remove_old(self) -> None:
         if not self.keep_last:
             return
-        pointed = {path.name for path in (self.named("latest"), self.named("best")) if path is not None}
+        pointed = {_name_in(self.folder / pointer) for pointer in ("latest", "best")}
         for step in self.steps()[: -self.keep_last]:
             if folder_name(step) not in pointed:
                 # Out of sight first, so that a kill in the middle leaves no half checkpoint behind.
@@ -159,13 +161,20 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _follow(pointer: Path) -> Path | None:
+def _name_in(pointer: Path) -> str | None:
+    """What a pointer says, whether it is there or not; None without a pointer."""
     try:
-        name = pointer.read_text(encoding="utf-8").strip()
+        return pointer.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        name = "(not text)"
+        return "(not text)"
+
+
+def _follow(pointer: Path) -> Path | None:
+    name = _name_in(pointer)
+    if name is None:
+        return None
     if not _STEP.fullmatch(name) or not (pointer.parent / name).is_dir():
         raise ValueError(
             f"{pointer} names {name[:80]!r}, which is no checkpoint there; write the name of a whole one into it"
@@ -188,6 +197,26 @@ def find(path: Path) -> Path:
         if found is not None:
             return found
     raise ValueError(f"--load: {path} holds no checkpoint (neither checksums.json nor checkpoints/latest)")
+
+
+def beginning(checkpoints: Checkpoints, load: Path | None) -> tuple[Path | None, bool]:
+    """Where a run starts: the checkpoint, if any, and whether it is the run's own.
+
+    The run's own checkpoints come before a `load` from elsewhere, which was the run's beginning: so the command that
+    started a run also goes on with it. A `load` inside the run's folder chooses among its own.
+
+    Raises:
+        ValueError: `load` holds no checkpoint.
+    """
+    latest = checkpoints.named("latest")
+    run_folder = checkpoints.folder.parent.resolve()
+    inside = load is not None and load.resolve().is_relative_to(run_folder)
+    if load is None or (latest is not None and not inside):
+        return latest, True
+    if inside and latest is None and load.resolve() == run_folder:
+        # --load and --save name one folder, which is still empty: Megatron's way to say "from there if you can".
+        return None, True
+    return find(load), inside
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from megabert.training.options import PrecisionOptions
+from megabert.training.options import PrecisionOptions, check_precision
 
 
 class Scaler(Protocol):
@@ -110,16 +110,13 @@ def make_scaler(options: PrecisionOptions) -> Scaler:
     """--loss-scale fixed when given; else dynamic for --fp16 and none for the other formats.
 
     Raises:
-        ValueError: --initial-loss-scale below --min-loss-scale.
+        ValueError: limits that are not in order.
     """
     if options.loss_scale is not None:
         return FixedScale(options.loss_scale)
     if not options.fp16:
         return FixedScale()
-    if options.initial_loss_scale < options.min_loss_scale:
-        raise ValueError(
-            f"--initial-loss-scale: {options.initial_loss_scale} is below --min-loss-scale {options.min_loss_scale}"
-        )
+    check_precision(options)
     return DynamicScale(
         options.initial_loss_scale, options.min_loss_scale, options.loss_scale_window, options.hysteresis
     )

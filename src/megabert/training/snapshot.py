@@ -30,6 +30,25 @@ class Snapshot:
     identity: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: updates tried, skipped ones included.
+        samples: rows read.
+        learned: rows of updates that were made: the schedule's clock.
+        evaluated: the step of the last evaluation.
+        best: lowest validation loss so far.
+    """
+
+    step: int = 0
+    samples: int = 0
+    learned: int = 0
+    evaluated: int = 0
+    best: float | None = None
+
+
 def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
     """Refuse the weights of another model.
 
@@ -103,4 +122,5 @@ def load_optimizer(
             raise ValueError(f"{folder}/optimizer.safetensors does not fit this model at {key}")
         # AdamW's fused kernel wants its step counter beside the weight; LAMB's counter lies on the CPU.
         place = master.device if kind != "step" or isinstance(optimizer, torch.optim.AdamW) else torch.device("cpu")
-        optimizer.state[master][kind] = value.to(place)
+        # A copy: what was read may still lie in the checkpoint's file, which will be removed in time.
+        optimizer.state[master][kind] = value.to(place, copy=True)

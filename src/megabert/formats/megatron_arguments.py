@@ -1,0 +1,123 @@
+"""Megatron's `args` and the fields of our config, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+TANH_GELU = "gelu_pytorch_tanh"
+
+# ours -> Megatron's names, the newest last
+_SAME: dict[str, tuple[str, ...]] = {
+    "num_attention_heads": ("num_attention_heads",),
+    "hidden_dropout_prob": ("hidden_dropout",),
+    "attention_probs_dropout_prob": ("attention_dropout",),
+    "initializer_range": ("init_method_std",),
+    "layer_norm_eps": ("layernorm_epsilon", "norm_epsilon"),
+    "apply_residual_connection_post_layernorm": ("apply_residual_connection_post_layernorm",),
+}
+DEFAULTS: dict[str, Any] = {
+    "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
+    "layer_norm_eps": 1e-5, "head_act": "gelu", "pad_token_id": 0, "tie_word_embeddings": True,
+    "apply_residual_connection_post_layernorm": False,
+}  # fmt: skip
+"""Megatron's defaults, where a file has no `args`."""
+
+_REFUSED = {
+    "swiglu": (True,), "squared_relu": (True,), "use_rotary_position_embeddings": (True,),
+    "position_embedding_type": ("rope", "none", "mrope", "yarn", "relative"), "normalization": ("RMSNorm",),
+    "apply_layernorm_1p": (True,), "multi_query_attention": (True,), "group_query_attention": (True,),
+}  # fmt: skip
+
+
+def to_config(arguments: Mapping[str, Any], version: float) -> tuple[dict[str, Any], list[str]]:
+    """Fields of our config from `args` (empty when the file has none), and notes about what had to be supposed.
+
+    Args:
+        arguments: plain values by name.
+        version: the file's `checkpoint_version`, which dates it.
+
+    Raises:
+        ValueError: the arguments describe a network that a Megatron BERT cannot be.
+    """
+    for name, values in _REFUSED.items():
+        if arguments.get(name) in values and arguments.get(name) is not None:
+            raise ValueError(f"the checkpoint was trained with {name} = {arguments[name]}, which this BERT has not")
+    config = dict(DEFAULTS)
+    for ours, names in _SAME.items():
+        for name in names:
+            if isinstance(arguments.get(name), int | float):
+                config[ours] = arguments[name]
+    notes = []
+    if arguments.get("openai_gelu"):
+        tanh, config["head_act"] = True, TANH_GELU
+    elif isinstance(arguments.get("bias_gelu_fusion"), bool):
+        tanh = arguments["bias_gelu_fusion"] and not arguments.get("onnx_safe")
+    else:
+        tanh = version >= 1
+        why = "the fused kernel's, on by default from 2020-09 on" if tanh else "the default before 2020-09"
+        notes.append(f"the file does not say which GELU the MLP has: {'tanh' if tanh else 'erf'} supposed ({why})")
+    config["hidden_act"] = TANH_GELU if tanh else "gelu"
+    if arguments.get("untie_embeddings_and_output_weights"):
+        config["tie_word_embeddings"] = False
+    notes.append(
+        f"numerics: LayerNorm eps {config['layer_norm_eps']:g}, GELU {'tanh' if tanh else 'erf'} in the MLP and "
+        f"{'tanh' if config['head_act'] == TANH_GELU else 'erf'} in the head"
+    )
+    return config, notes
+
+
+def from_config(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The `args` that say what our config says.
+
+    Args:
+        kept: plain arguments of the file that the model came from; ours win.
+    """
+    tanh_head = (config.get("head_act") or config.get("hidden_act", "gelu")) in (TANH_GELU, "gelu_new")
+    tanh = config.get("hidden_act", "gelu") in (TANH_GELU, "gelu_new")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    arguments = {name: value for name, value in kept.items() if name not in _OWN}
+    arguments |= {
+        "num_layers": config["num_hidden_layers"],
+        "encoder_num_layers": config["num_hidden_layers"],
+        "hidden_size": hidden,
+        "ffn_hidden_size": config["intermediate_size"],
+        "num_attention_heads": heads,
+        "kv_channels": hidden // heads,
+        "max_position_embeddings": config["max_position_embeddings"],
+        "seq_length": kept.get("seq_length") or config["max_position_embeddings"],
+        "hidden_dropout": config.get("hidden_dropout_prob", 0.1),
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
+        "init_method_std": config.get("initializer_range", 0.02),
+        "layernorm_epsilon": config.get("layer_norm_eps", 1e-12),
+        "norm_epsilon": config.get("layer_norm_eps", 1e-12),
+        "apply_residual_connection_post_layernorm": bool(config.get("apply_residual_connection_post_layernorm")),
+        "openai_gelu": tanh and tanh_head,
+        "bias_gelu_fusion": tanh and not tanh_head,
+        "onnx_safe": None,
+        "bert_binary_head": bool(config.get("add_binary_head", True)),
+        "tokenizer_type": kept.get("tokenizer_type") or "BertWordPieceLowerCase",
+        "params_dtype": getattr(torch, str(config.get("dtype", "float32")).removeprefix("torch.")),
+        "fp16": config.get("dtype") == "float16",
+        "bf16": config.get("dtype") == "bfloat16",
+    }
+    return arguments
+
+
+_OWN = {"tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+        "num_layers_per_virtual_pipeline_stage", "model_parallel_size", "world_size", "rank", "local_rank",
+        "params_dtype", "data_parallel_size", "transformer_pipeline_model_parallel_size"}  # fmt: skip
+
+
+def check_activation(config: Mapping[str, Any]) -> str | None:
+    """A note when Megatron has no name for the activations of a config."""
+    tanh = {"gelu_pytorch_tanh", "gelu_new"}
+    inner = config.get("hidden_act", "gelu")
+    head = config.get("head_act") or inner
+    if inner not in {"gelu", *tanh} or head not in {"gelu", *tanh}:
+        return f"Megatron has GELU only; the activation {inner if inner not in {'gelu', *tanh} else head} is not kept"
+    if head in tanh and inner not in tanh:
+        return "Megatron cannot have an exact GELU in the MLP and the tanh one in the head; both become exact there"
+    return None
