@@ -75,8 +75,8 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
         raise ValueError(f"{path} holds no checkpoint of Megatron-LM (no mp_rank_* folder, no file of torch.save)")
     shards = {place: read_shard(layout, place) for place in sorted(layout.ranks)}
     first = shards[0, 0]
-    _check_one_run(layout, shards)
-    ranks = [_whole_rank(layout, shards, rank) for rank in range(layout.tensor_ranks)]
+    check_one_run(layout, shards)
+    ranks = [whole_rank(layout, shards, rank) for rank in range(layout.tensor_ranks)]
     if _is_first_generation(ranks[0]):
         return _first_generation(layout, first, ranks, heads, order)
     return _common(layout, shards, ranks, heads, order, optimizer)
@@ -110,13 +110,13 @@ def _common(
         notes += said
     added = first.arguments.get(ADDED_ROWS)
     if isinstance(added, int) and 0 < added < config["vocab_size"]:
-        tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
+        tensors, state = resizevocabulary_beside(tensors, added), resizevocabulary_beside(state, added)
         notes.append(f"{config['vocab_size'] - added} rows of padding that this package had added are left out")
         config["vocab_size"] = added
     checkpoint = Checkpoint(
-        family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=_training(first),
-        vocabulary=_vocabulary(layout.path),
-        notes=(*notes, *supposed, *more, *([_foreign(shards)] if _foreign(shards) else [])),
+        family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=training(first),
+        vocabulary=vocabulary_beside(layout.path),
+        notes=(*notes, *supposed, *more, *([foreign_note(shards)] if foreign_note(shards) else [])),
     )  # fmt: skip
     return named(checkpoint, multiple_choice="multichoice_head.weight" in ranks[-1])
 
@@ -160,7 +160,12 @@ def _flat(part: Mapping[Any, Any], where: str) -> list[tuple[str, LazyTensor]]:
     return found[::-1]
 
 
-def _check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> None:
+def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> None:
+    """Refuse files that do not belong together.
+
+    Raises:
+        ValueError: versions, iterations, sizes or counts of ranks differ; the file is named.
+    """
     first = shards[0, 0]
     names = ("num_layers", "hidden_size", "num_attention_heads", "padded_vocab_size")
     for shard in shards.values():
@@ -181,7 +186,7 @@ def _check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> N
                              f"{'is' if there == 1 else 'are'} there")  # fmt: skip
 
 
-def _whole_rank(layout: Layout, shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[str, LazyTensor]:
+def whole_rank(layout: Layout, shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[str, LazyTensor]:
     """All tensors of one tensor rank, layers counted over the whole model.
 
     Chunk `c` of stage `s` comes after the chunks before it of all stages, and after the stages before it of chunk `c`.
@@ -259,7 +264,8 @@ def _version_notes(shard: Shard, order: Order | None) -> list[str]:
     return notes
 
 
-def _training(shard: Shard) -> dict[str, Any]:
+def training(shard: Shard) -> dict[str, Any]:
+    """What a file says of its run: iteration, consumed samples, schedule, `args`; plain values."""
     content = shard.content
     training = {name: unpickle.plain(content[name]) for name in _TRAINING if name in content}
     if "total_iters" in training:
@@ -276,7 +282,7 @@ def _training(shard: Shard) -> dict[str, Any]:
     return training
 
 
-def _vocabulary(path: Path) -> dict[str, bytes]:
+def vocabulary_beside(path: Path) -> dict[str, bytes]:
     """A vocabulary that lies beside the checkpoint."""
     folders = [path if path.is_dir() else path.parent, path.parent]
     for folder in folders:
@@ -286,7 +292,8 @@ def _vocabulary(path: Path) -> dict[str, bytes]:
     return {}
 
 
-def _foreign(shards: Mapping[tuple[int, int], Shard]) -> str:
+def foreign_note(shards: Mapping[tuple[int, int], Shard]) -> str:
+    """A note that names classes which were not loaded; empty when there is none."""
     names = sorted({name for shard in shards.values() for name in shard.foreign} - {"argparse.Namespace"})
     shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
     return f"objects whose classes were not loaded: {shown}" if names else ""
@@ -346,6 +353,6 @@ def _first_generation(
     )
     optimizer = () if "optimizer" not in first.content else ("the optimizer's state of this generation is not carried",)
     return Checkpoint(
-        family=POST_LAYERNORM, config=config, tensors=tensors, training=_training(first),
-        vocabulary=_vocabulary(layout.path), notes=(*layout.notes, *said, *notes, *optimizer),
+        family=POST_LAYERNORM, config=config, tensors=tensors, training=training(first),
+        vocabulary=vocabulary_beside(layout.path), notes=(*layout.notes, *said, *notes, *optimizer),
     )  # fmt: skip

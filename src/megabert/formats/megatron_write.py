@@ -141,7 +141,7 @@ def _content(
 ) -> dict[str, Any]:
     training = checkpoint.training
     content: dict[str, Any] = {
-        "args": _arguments(checkpoint, layout, size),
+        "args": arguments(checkpoint, layout, size),
         "iteration": training.get("iteration") or 0,
     }
     if layout.era != "v1":
@@ -193,7 +193,7 @@ def _optimizer(
     return megatron_optimizer.write(mine, names, step, numbers)
 
 
-def _arguments(checkpoint: Checkpoint, layout: Layout, size: int) -> argparse.Namespace:
+def arguments(checkpoint: Checkpoint, layout: Layout, size: int) -> argparse.Namespace:
     training = checkpoint.training
     arguments = megatron_arguments.from_config(checkpoint.config, training.get("arguments") or {})
     arguments.pop(ADDED_ROWS, None)
