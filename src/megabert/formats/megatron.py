@@ -110,7 +110,7 @@ def _common(
         notes += said
     added = first.arguments.get(ADDED_ROWS)
     if isinstance(added, int) and 0 < added < config["vocab_size"]:
-        tensors, state = resizevocabulary_beside(tensors, added), resizevocabulary_beside(state, added)
+        tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
         notes.append(f"{config['vocab_size'] - added} rows of padding that this package had added are left out")
         config["vocab_size"] = added
     checkpoint = Checkpoint(

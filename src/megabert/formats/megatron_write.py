@@ -194,6 +194,7 @@ def _optimizer(
 
 
 def arguments(checkpoint: Checkpoint, layout: Layout, size: int) -> argparse.Namespace:
+    """The `args` of a file: what our config says, the target's ranks, and what is kept of the source's."""
     training = checkpoint.training
     arguments = megatron_arguments.from_config(checkpoint.config, training.get("arguments") or {})
     arguments.pop(ADDED_ROWS, None)

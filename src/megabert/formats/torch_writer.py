@@ -80,7 +80,8 @@ def save(data: Any, target: Path | IO[bytes]) -> None:
             del tensor
         writer.write_end_of_file()
     except RuntimeError as error:
-        raise OSError(f"cannot write {target if isinstance(target, Path) else target.name}: {' '.join(str(error).split())[:200]}") from None
+        name = target if isinstance(target, Path) else target.name
+        raise OSError(f"cannot write {name}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _record(writer: Any, name: str, data: bytes) -> None:
