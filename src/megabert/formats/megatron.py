@@ -51,8 +51,8 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
         raise ValueError(f"{path} holds no checkpoint of Megatron-LM (no mp_rank_* folder, no file of torch.save)")
     shards = {place: read_shard(layout, place) for place in sorted(layout.ranks)}
     first = shards[0, 0]
-    _check_one_run(layout, shards)
-    ranks = [_whole_rank(layout, shards, rank) for rank in range(layout.tensor_ranks)]
+    check_one_run(layout, shards)
+    ranks = [whole_rank(layout, shards, rank) for rank in range(layout.tensor_ranks)]
     if megatron_first.applies(ranks[0]):
         return megatron_first.read(layout, first, ranks, heads, order)
     return _common(layout, shards, ranks, heads, order, optimizer)
@@ -92,12 +92,17 @@ def _common(
     checkpoint = Checkpoint(
         family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=training_of(first),
         vocabulary=vocabulary_beside(layout.path),
-        notes=(*notes, *supposed, *more, *([_foreign(shards)] if _foreign(shards) else [])),
+        notes=(*notes, *supposed, *more, *([foreign_note(shards)] if foreign_note(shards) else [])),
     )  # fmt: skip
     return with_heads(checkpoint, multiple_choice="multichoice_head.weight" in ranks[-1])
 
 
-def _check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> None:
+def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> None:
+    """Refuse files that do not belong together.
+
+    Raises:
+        ValueError: versions, iterations, sizes or counts of ranks differ; the file is named.
+    """
     first = shards[0, 0]
     names = ("num_layers", "hidden_size", "num_attention_heads", "padded_vocab_size")
     for shard in shards.values():
@@ -118,7 +123,7 @@ def _check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> N
                              f"{'is' if there == 1 else 'are'} there")  # fmt: skip
 
 
-def _whole_rank(layout: Layout, shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[str, LazyTensor]:
+def whole_rank(layout: Layout, shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[str, LazyTensor]:
     """All tensors of one tensor rank, layers counted over the whole model.
 
     Chunk `c` of stage `s` comes after the chunks before it of all stages, and after the stages before it of chunk `c`.
@@ -196,7 +201,8 @@ def _version_notes(shard: Shard, order: Order | None) -> list[str]:
     return notes
 
 
-def _foreign(shards: Mapping[tuple[int, int], Shard]) -> str:
+def foreign_note(shards: Mapping[tuple[int, int], Shard]) -> str:
+    """A note that names classes which were not loaded; empty when there is none."""
     names = sorted({name for shard in shards.values() for name in shard.foreign} - {"argparse.Namespace"})
     shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
     return f"objects whose classes were not loaded: {shown}" if names else ""

@@ -139,7 +139,7 @@ def _content(
 ) -> dict[str, Any]:
     training = checkpoint.training
     content: dict[str, Any] = {
-        "args": _arguments(checkpoint, layout, size),
+        "args": arguments(checkpoint, layout, size),
         "iteration": training.get("iteration") or 0,
     }
     if layout.era != "v1":
@@ -191,7 +191,8 @@ def _optimizer(
     return megatron_optimizer.write(mine, names, step, numbers)
 
 
-def _arguments(checkpoint: Checkpoint, layout: Layout, size: int) -> argparse.Namespace:
+def arguments(checkpoint: Checkpoint, layout: Layout, size: int) -> argparse.Namespace:
+    """The `args` of a file: what our config says, the target's ranks, and what is kept of the source's."""
     training = checkpoint.training
     arguments = megatron_arguments.from_config(checkpoint.config, training.get("arguments") or {})
     arguments.pop(ADDED_ROWS, None)

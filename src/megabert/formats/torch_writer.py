@@ -12,7 +12,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -52,10 +52,13 @@ class _Pickler(pickle.Pickler):
         return torch._utils._rebuild_tensor_v2, arguments
 
 
-def save(data: Any, path: Path) -> None:
+def save(data: Any, target: Path | IO[bytes]) -> None:
     """Write plain data with `LazyTensor`s in it, as `torch.save(data, path)` would with tensors.
 
     A `LazyTensor` that occurs twice is stored once.
+
+    Args:
+        target: a new file, or an open one, in which the container begins where it stands.
 
     Raises:
         ValueError: a source tensor is damaged.
@@ -65,7 +68,7 @@ def save(data: Any, path: Path) -> None:
     pickler = _Pickler(text)
     pickler.dump(data)
     try:
-        writer = torch._C.PyTorchFileWriter(str(path))
+        writer = torch._C.PyTorchFileWriter(str(target) if isinstance(target, Path) else target)
         _record(writer, "data.pkl", text.getvalue())
         _record(writer, "byteorder", sys.byteorder.encode())
         for reference in pickler.references:
@@ -73,11 +76,12 @@ def save(data: Any, path: Path) -> None:
             length = math.prod(tensor.shape) * tensor.dtype.itemsize
             if tensor.storage_offset() or tensor.untyped_storage().nbytes() != length:
                 tensor = tensor.clone()
-            writer.write_record(f"data/{reference.key}", tensor.untyped_storage(), length)
+            writer.write_record(f"data/{reference.key}", tensor.untyped_storage(), length)  # type: ignore[arg-type]
             del tensor
         writer.write_end_of_file()
     except RuntimeError as error:
-        raise OSError(f"cannot write {path}: {' '.join(str(error).split())[:200]}") from None
+        name = target if isinstance(target, Path) else target.name
+        raise OSError(f"cannot write {name}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _record(writer: Any, name: str, data: bytes) -> None:

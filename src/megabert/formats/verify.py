@@ -35,7 +35,7 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Pr
         tokentypes = {} if "tokentypes" in checkpoint.parts else {"type_vocab_size": 2}
         made = classes[name](MegatronBertConfig(**{**config, **tokentypes}))
     _fill(made, checkpoint, dtype)
-    return made.to(dtype).eval()
+    return made.to(dtype=dtype).eval()  # type: ignore[call-arg]
 
 
 @torch.no_grad()
