@@ -19,6 +19,7 @@ VERBS = {
     "tokenize": "turn text into indexed token files (.bin and .idx)",
     "pretrain": "train a Megatron BERT from text or indexed files",
     "predict": "fill masks, or judge whether a sentence follows another",
+    "convert": "turn a checkpoint of any format into one of another",
     "inspect": "say what a checkpoint, a data set or a run folder holds",
 }
 

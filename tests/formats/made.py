@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from megabert.formats.checkpoint import Checkpoint, LazyTensor
-from megabert.formats.megatron import named
+from megabert.formats.checkpoint import Checkpoint, LazyTensor, with_heads
 
 
 def weights(
@@ -63,7 +62,9 @@ def weights(
     return found
 
 
-def checkpoint(tensors: Mapping[str, torch.Tensor], *, heads: int = 4, optimizer: bool = False, **more: Any) -> Checkpoint:
+def checkpoint(
+    tensors: Mapping[str, torch.Tensor], *, heads: int = 4, optimizer: bool = False, **more: Any
+) -> Checkpoint:
     words = tensors["bert.embeddings.word_embeddings.weight"]
     layers = sum(name.endswith(".intermediate.dense.weight") for name in tensors)
     config = {
@@ -85,7 +86,7 @@ def checkpoint(tensors: Mapping[str, torch.Tensor], *, heads: int = 4, optimizer
             state |= {f"{kind}/{name}": LazyTensor.of(tensor.float() * factor) for name, tensor in tensors.items()}
         state["step"] = LazyTensor.of(torch.tensor(7.0))
     lazy = {name: LazyTensor.of(tensor, name) for name, tensor in tensors.items()}
-    return named(Checkpoint(family="megatron-bert", config=config, tensors=lazy, optimizer=state, **more))
+    return with_heads(Checkpoint(family="megatron-bert", config=config, tensors=lazy, optimizer=state, **more))
 
 
 def loaded(tensors: Mapping[str, LazyTensor]) -> dict[str, torch.Tensor]:

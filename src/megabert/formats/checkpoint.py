@@ -5,6 +5,7 @@ Tensors stay on disk until somebody asks for one, so a conversion needs the memo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -129,3 +130,27 @@ class Checkpoint:
 
 def _names_of(tensors: Mapping[str, LazyTensor]) -> set[str]:
     return {part for part, name in _PARTS.items() if name in tensors}
+
+
+def with_heads(checkpoint: Checkpoint, *, multiple_choice: bool = False) -> Checkpoint:
+    """The checkpoint with `architectures` and `add_binary_head` of its config by the parts that are there, and a note
+    for each part that is not."""
+    parts = checkpoint.parts
+    classifier = "classifier.weight" in checkpoint.tensors
+    if classifier:
+        name = "MegatronBertForMultipleChoice" if multiple_choice else "MegatronBertForSequenceClassification"
+    elif "lm_head" in parts:
+        name = "MegatronBertForPreTraining" if {"binary_head", "pooler"} <= set(parts) else "MegatronBertForMaskedLM"
+    elif "binary_head" in parts:
+        name = "MegatronBertForNextSentencePrediction"
+    else:
+        name = "MegatronBertModel"
+    config = {**checkpoint.config, "architectures": [name]}
+    if "lm_head" in parts:
+        config["add_binary_head"] = name == "MegatronBertForPreTraining"
+    wanted = ("pooler", "tokentypes") if classifier else ("lm_head", "binary_head", "pooler", "tokentypes")
+    absent = [part for part in wanted if part not in parts]
+    notes = checkpoint.notes
+    if absent:
+        notes = (*notes, f"not in the checkpoint: {', '.join(absent)}")
+    return dataclasses.replace(checkpoint, config=config, notes=notes)

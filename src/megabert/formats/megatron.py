@@ -6,40 +6,16 @@ of one generation (`bert_names.canonical`), count layers over the whole model, a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import bert_names, megatron_arguments, megatron_optimizer, sizes, unpickle
-from megabert.formats.checkpoint import POST_LAYERNORM, PRE_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats import bert_names, megatron_arguments, megatron_first, megatron_optimizer, sizes
+from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
+from megabert.formats.megatron_arguments import ADDED_ROWS
 from megabert.formats.megatron_layout import Layout, find
+from megabert.formats.megatron_shard import Shard, read_shard, training_of, vocabulary_beside
 from megabert.formats.table import ORDERS, Order, join, order_of, resize_vocabulary
-from megabert.formats.unpickle_globals import Placeholder
-
-_TRAINING = ("iteration", "total_iters", "num_floating_point_operations_so_far")
-_LARGEST_NESTING = 30
-ADDED_ROWS = "megabert_vocab_size"
-"""In `args` of files written here: the entries of the vocabulary without the padding that the writer added."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of a checkpoint: a tensor rank of a stage.
-
-    Attributes:
-        chunks: flat names -> tensors, one mapping for each chunk of an interleaved pipeline.
-        arguments: its `args` as plain values; empty when it has none.
-        content: the whole content.
-    """
-
-    name: str
-    chunks: tuple[dict[str, LazyTensor], ...]
-    arguments: dict[str, Any]
-    version: float
-    content: Mapping[str, Any]
-    foreign: tuple[str, ...]
 
 
 def look(path: Path) -> Layout | None:
@@ -55,7 +31,7 @@ def look(path: Path) -> Layout | None:
     names = [name for chunk in shard.chunks for name in chunk]
     if any("linear_qkv" in name or "linear_fc1" in name for name in names):
         return None  # Megatron-core's
-    known = any(bert_names.canonical(name) for name in names) or _is_first_generation(names)
+    known = any(bert_names.canonical(name) for name in names) or megatron_first.applies(names)
     return layout if known else None
 
 
@@ -77,8 +53,8 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
     first = shards[0, 0]
     check_one_run(layout, shards)
     ranks = [whole_rank(layout, shards, rank) for rank in range(layout.tensor_ranks)]
-    if _is_first_generation(ranks[0]):
-        return _first_generation(layout, first, ranks, heads, order)
+    if megatron_first.applies(ranks[0]):
+        return megatron_first.read(layout, first, ranks, heads, order)
     return assemble(layout, shards, ranks, heads, order, optimizer)
 
 
@@ -119,50 +95,11 @@ def assemble(
         notes.append(f"{config['vocab_size'] - added} rows of padding that this package had added are left out")
         config["vocab_size"] = added
     checkpoint = Checkpoint(
-        family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=training(first),
+        family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=training_of(first),
         vocabulary=vocabulary_beside(layout.path),
         notes=(*notes, *supposed, *more, *([foreign_note(shards)] if foreign_note(shards) else [])),
     )  # fmt: skip
-    return named(checkpoint, multiple_choice="multichoice_head.weight" in ranks[-1])
-
-
-def read_shard(layout: Layout, place: tuple[int, int]) -> Shard:
-    """Read one file.
-
-    Raises:
-        ValueError: it is damaged or hostile, or holds no model.
-    """
-    region = layout.ranks[place]
-    content, foreign = unpickle.load(region)
-    if not isinstance(content, dict):
-        raise ValueError(f"{region.name} holds no checkpoint: a {type(content).__name__} is in it")
-    version = content.get("checkpoint_version", 0)
-    if not isinstance(version, int | float):
-        raise ValueError(f"{region.name}: checkpoint_version is {version!r}, which is no number")
-    arguments = content.get("args")
-    plain = unpickle.plain(arguments) if isinstance(arguments, Placeholder | dict) else {}
-    chunks = []
-    names = [name for name in ("model", "sd", *(f"model{index}" for index in range(1000))) if name in content]
-    parts = [content[name] for name in names if isinstance(content[name], dict)]
-    for part in parts or [content]:
-        chunks.append(dict(_flat(part, region.name)))
-    if not any(chunks):
-        raise ValueError(f"{region.name} holds no model (its keys: {', '.join(map(str, list(content)[:8]))})")
-    return Shard(region.name, tuple(chunks), plain if isinstance(plain, dict) else {}, float(version), content, foreign)
-
-
-def _flat(part: Mapping[Any, Any], where: str) -> list[tuple[str, LazyTensor]]:
-    """Nested dicts as flat names, without recursion: a hostile file may nest as deep as it likes."""
-    found = []
-    pending: list[tuple[str, Any, int]] = [("", part, 0)]
-    while pending:
-        prefix, value, depth = pending.pop()
-        if isinstance(value, dict) and depth < _LARGEST_NESTING:
-            pending += [(f"{prefix}.{name}" if prefix else str(name), item, depth + 1) for name, item in value.items()]
-        elif isinstance(value, LazyTensor):
-            value.origin = f"{where}: {prefix}"
-            found.append((prefix, value))
-    return found[::-1]
+    return with_heads(checkpoint, multiple_choice="multichoice_head.weight" in ranks[-1])
 
 
 def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> None:
@@ -269,95 +206,8 @@ def _version_notes(shard: Shard, order: Order | None) -> list[str]:
     return notes
 
 
-def training(shard: Shard) -> dict[str, Any]:
-    """What a file says of its run: iteration, consumed samples, schedule, `args`; plain values."""
-    content = shard.content
-    training = {name: unpickle.plain(content[name]) for name in _TRAINING if name in content}
-    if "total_iters" in training:
-        training.setdefault("iteration", training.pop("total_iters"))
-    for name in ("opt_param_scheduler", "lr_scheduler"):
-        if isinstance(content.get(name), dict):
-            training["scheduler"] = unpickle.plain(content[name])
-    for name in ("consumed_train_samples", "consumed_valid_samples"):
-        if isinstance(shard.arguments.get(name), int):
-            training[name] = shard.arguments[name]
-    if shard.arguments:
-        training["arguments"] = shard.arguments
-    training["checkpoint_version"] = shard.version
-    return training
-
-
-def vocabulary_beside(path: Path) -> dict[str, bytes]:
-    """A vocabulary that lies beside the checkpoint."""
-    folders = [path if path.is_dir() else path.parent, path.parent]
-    for folder in folders:
-        file = folder / "vocab.txt"
-        if file.is_file() and file.stat().st_size < 64 << 20:
-            return {"vocab.txt": file.read_bytes()}
-    return {}
-
-
 def foreign_note(shards: Mapping[tuple[int, int], Shard]) -> str:
     """A note that names classes which were not loaded; empty when there is none."""
     names = sorted({name for shard in shards.values() for name in shard.foreign} - {"argparse.Namespace"})
     shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
     return f"objects whose classes were not loaded: {shown}" if names else ""
-
-
-def named(checkpoint: Checkpoint, *, multiple_choice: bool = False) -> Checkpoint:
-    """The checkpoint with `architectures` and `add_binary_head` of its config by the parts that are there, and a note
-    for each part that is not."""
-    parts = checkpoint.parts
-    classifier = "classifier.weight" in checkpoint.tensors
-    if classifier:
-        name = "MegatronBertForMultipleChoice" if multiple_choice else "MegatronBertForSequenceClassification"
-    elif "lm_head" in parts:
-        name = "MegatronBertForPreTraining" if {"binary_head", "pooler"} <= set(parts) else "MegatronBertForMaskedLM"
-    elif "binary_head" in parts:
-        name = "MegatronBertForNextSentencePrediction"
-    else:
-        name = "MegatronBertModel"
-    config = {**checkpoint.config, "architectures": [name]}
-    if "lm_head" in parts:
-        config["add_binary_head"] = name == "MegatronBertForPreTraining"
-    wanted = ("pooler", "tokentypes") if classifier else ("lm_head", "binary_head", "pooler", "tokentypes")
-    absent = [part for part in wanted if part not in parts]
-    notes = checkpoint.notes
-    if absent:
-        notes = (*notes, f"not in the checkpoint: {', '.join(absent)}")
-    return dataclasses.replace(checkpoint, config=config, notes=notes)
-
-
-def _is_first_generation(names: Any) -> bool:
-    return any(name.endswith(".attention.output.LayerNorm.weight") for name in names)
-
-
-def _first_generation(
-    layout: Layout, first: Shard, ranks: list[dict[str, LazyTensor]], heads: int | None, order: Order | None
-) -> Checkpoint:
-    """Post-LayerNorm BERT of 2019: Transformers' `BertForPreTraining`, never a Megatron BERT."""
-    ranks = [{bert_names.without_wrapper(name): tensor for name, tensor in rank.items()} for rank in ranks]
-    heads = heads or first.arguments.get("num_attention_heads")
-    words = ranks[0].get("bert.embeddings.word_embeddings.weight")
-    if words is None or len(words.shape) != 2:
-        raise ValueError(f"{first.name} holds no word embedding: it is no BERT, or not whole")
-    heads = heads or sizes.supposed_heads(words.shape[1])
-    tensors = join(bert_names.first_generation(bert_names.count(ranks[0])), ranks, heads=heads, order=order or "v0")
-    told, notes = sizes.infer(tensors, heads)
-    config = {
-        **told, "model_type": "bert", "architectures": ["BertForPreTraining"], "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
-        "initializer_range": 0.02, "pad_token_id": 0, "tie_word_embeddings": True,
-    }  # fmt: skip
-    if any("query_key_value" in name for name in ranks[0]):
-        config["layer_norm_eps"] = first.arguments.get("layernorm_epsilon", 1e-5)
-    said = (
-        "a post-LayerNorm BERT, as Megatron-LM trained before 2019-10: it is Transformers' BertForPreTraining, not a "
-        "Megatron BERT",
-        f"numerics: LayerNorm eps {config['layer_norm_eps']:g}, GELU erf",
-    )
-    optimizer = () if "optimizer" not in first.content else ("the optimizer's state of this generation is not carried",)
-    return Checkpoint(
-        family=POST_LAYERNORM, config=config, tensors=tensors, training=training(first),
-        vocabulary=vocabulary_beside(layout.path), notes=(*layout.notes, *said, *notes, *optimizer),
-    )  # fmt: skip

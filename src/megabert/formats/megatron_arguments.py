@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 TANH_GELU = "gelu_pytorch_tanh"
+ADDED_ROWS = "megabert_vocab_size"
+"""In `args` of files written here: the entries of the vocabulary without the rows of padding that were added."""
 
 # ours -> Megatron's names, the newest last
 _SAME: dict[str, tuple[str, ...]] = {

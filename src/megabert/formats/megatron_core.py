@@ -23,10 +23,11 @@ from megabert.formats import (
     megatron_core_chunks,
     megatron_core_names,
     megatron_layout,
+    megatron_shard,
     sizes,
     unpickle,
 )
-from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
 from megabert.formats.megatron_core_chunks import METADATA
 from megabert.formats.table import ORDERS, Order, Row, join, resize_vocabulary
 from megabert.formats.unpickle_globals import Placeholder
@@ -73,7 +74,7 @@ def look(path: Path) -> Facts | None:
     layout = megatron_layout.find(path)
     if layout is None:
         return None
-    shard = megatron.read_shard(layout, (0, 0))
+    shard = megatron_shard.read_shard(layout, (0, 0))
     return Facts("torch", layout.path) if megatron_core_names.is_core(_names(shard.chunks)) else None
 
 
@@ -123,7 +124,7 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
 def _read_ranks(path: Path, facts: Facts, heads: int | None, order: Order | None) -> Checkpoint:
     layout = megatron_layout.find(path)
     assert layout is not None, path
-    shards = {place: megatron.read_shard(layout, place) for place in sorted(layout.ranks)}
+    shards = {place: megatron_shard.read_shard(layout, place) for place in sorted(layout.ranks)}
     megatron.check_one_run(layout, shards)
     ranks = [
         megatron_core_names.renamed(megatron.whole_rank(layout, shards, rank)) for rank in range(layout.tensor_ranks)
@@ -134,7 +135,7 @@ def _read_ranks(path: Path, facts: Facts, heads: int | None, order: Order | None
         notes.append("the optimizer's state of format torch is not carried from Megatron-core")
     found = Parts(ranks, {}, first.arguments, None, notes)
     foreign = megatron.foreign_note(shards)
-    return assemble(facts.folder, found, heads, order, megatron.training(first), [foreign] if foreign else [])
+    return assemble(facts.folder, found, heads, order, megatron_shard.training_of(first), [foreign] if foreign else [])
 
 
 class Parts(NamedTuple):
@@ -258,7 +259,7 @@ def assemble(
     config = {**told, **config, "intermediate_size": told.get("intermediate_size")}
     sizes.check(config, tensors)
     state = _state(found, rows, heads, chosen, tensors)
-    added = arguments.get(megatron.ADDED_ROWS)
+    added = arguments.get(megatron_arguments.ADDED_ROWS)
     if isinstance(added, int) and 0 < added < config["vocab_size"]:
         tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
         notes.append(f"{config['vocab_size'] - added} rows of padding that this package had added are left out")
@@ -269,10 +270,10 @@ def assemble(
         tensors=tensors,
         optimizer=state,
         training=training,
-        vocabulary=megatron.vocabulary_beside(folder),
+        vocabulary=megatron_shard.vocabulary_beside(folder),
         notes=(*notes, *supposed, *last),
     )
-    return megatron.named(checkpoint)
+    return with_heads(checkpoint)
 
 
 def _tie(tensors: dict[str, LazyTensor], config: dict[str, Any], untied: bool) -> list[str]:

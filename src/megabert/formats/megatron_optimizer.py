@@ -16,8 +16,8 @@ from megabert.formats.checkpoint import LazyTensor
 from megabert.formats.table import Order, Row, join
 
 if TYPE_CHECKING:
-    from megabert.formats.megatron import Shard
     from megabert.formats.megatron_layout import Layout
+    from megabert.formats.megatron_shard import Shard
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (*MOMENTS, "master")
@@ -27,7 +27,8 @@ _LAYER_MODULES = ("input_layernorm", "self_attention.query_key_value", "self_att
                   "post_attention_layernorm", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")  # fmt: skip
 _BEFORE = tuple(f"language_model.embedding.{name}_embeddings" for name in ("word", "position", "tokentype"))
 _AFTER = ("language_model.encoder.final_layernorm", "language_model.pooler.dense", "word_embeddings_for_head",
-          "lm_head", "lm_head.dense", "lm_head.layernorm", "binary_head", "classification_head", "multichoice_head")  # fmt: skip
+          "lm_head", "lm_head.dense", "lm_head.layernorm", "binary_head", "classification_head",
+          "multichoice_head")  # fmt: skip
 
 
 def groups(names: Iterable[str]) -> tuple[list[str], list[str]]:

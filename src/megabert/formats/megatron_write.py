@@ -11,12 +11,10 @@ from typing import Any
 from megabert.formats import bert_names, megatron_arguments, megatron_optimizer, torch_writer
 from megabert.formats.bert_names import Era
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats.megatron_arguments import ADDED_ROWS
 from megabert.formats.megatron_layout import TRACKER
 from megabert.formats.table import Order, Row, padded_vocabulary, resize_vocabulary, split
 from megabert.formats.target import new_folder
-
-ADDED_ROWS = "megabert_vocab_size"
-"""In `args`: the entries of the vocabulary without the rows of padding that were added here."""
 
 _WORDS = "language_model.embedding.word_embeddings.weight"
 
@@ -62,8 +60,8 @@ def write(checkpoint: Checkpoint, path: Path, *, layout: Layout | None = None, o
     size = padded_vocabulary(config["vocab_size"], layout.divisible_by, layout.tensor)
     grown = size - config["vocab_size"]
     if grown:
-        notes.append(f"{grown} rows of padding added to the vocabulary of {config['vocab_size']:,}: {size:,} are needed "
-                     f"for {layout.tensor} tensor ranks")  # fmt: skip
+        notes.append(f"{grown} rows of padding added to the vocabulary of {config['vocab_size']:,}: {size:,} are "
+                     f"needed for {layout.tensor} tensor ranks")  # fmt: skip
     tensors = resize_vocabulary(checkpoint.tensors, size)
     heads, order = config["num_attention_heads"], layout.order
     ranks = split(rows, tensors, layout.tensor, heads=heads, order=order)

@@ -20,8 +20,8 @@ from typing import Any
 
 from megabert.formats import archive, bert_names, megatron, megatron_core, megatron_core_names, nemo_config, unpickle
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
-from megabert.formats.megatron import Shard
 from megabert.formats.megatron_layout import Layout
+from megabert.formats.megatron_shard import Shard, read_shard
 from megabert.formats.regions import Region
 from megabert.formats.table import ORDERS, Order, order_of
 
@@ -163,7 +163,7 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None) ->
     if facts is None:
         raise ValueError(f"{path} holds no checkpoint of NeMo (no {CONFIG}, no {WEIGHTS})")
     layout = Layout(path, facts.ranks)
-    shards = {place: megatron.read_shard(layout, place) for place in sorted(facts.ranks)}
+    shards = {place: read_shard(layout, place) for place in sorted(facts.ranks)}
     first = shards[0, 0]
     trees = _configs(facts, first)
     config = trees[0] if trees else {}

@@ -173,7 +173,7 @@ def _plain(checkpoint: Checkpoint, size: int) -> dict[str, Any]:
              "apply_residual_connection_post_layernorm", "openai_gelu", "bias_gelu_fusion")  # fmt: skip
     plain = {name: values[name] for name in names}
     if size != checkpoint.config["vocab_size"]:
-        plain[megatron_write.ADDED_ROWS] = checkpoint.config["vocab_size"]
+        plain[megatron_arguments.ADDED_ROWS] = checkpoint.config["vocab_size"]
     return plain
 
 

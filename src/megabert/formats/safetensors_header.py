@@ -36,6 +36,15 @@ def read(path: Path) -> dict[str, Stored]:
     Raises:
         ValueError: the file is cut short or damaged; it is named.
     """
+    return {name: stored for name, (stored, _) in read_places(path).items()}
+
+
+def read_places(path: Path) -> dict[str, tuple[Stored, int]]:
+    """Name -> (tensor, the place of its first byte in the file).
+
+    Raises:
+        ValueError: as `read`.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -52,7 +61,7 @@ def read(path: Path) -> dict[str, Stored]:
     last = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if 8 + length + last != size:
         raise ValueError(f"{path} is damaged: {size:,} bytes, where its header needs {8 + length + last:,}")
-    return tensors
+    return {name: (stored, 8 + length + header[name]["data_offsets"][0]) for name, stored in tensors.items()}
 
 
 def _entry(path: Path, name: str, entry: Any) -> Stored:

@@ -76,7 +76,7 @@ def save(data: Any, target: Path | IO[bytes]) -> None:
             length = math.prod(tensor.shape) * tensor.dtype.itemsize
             if tensor.storage_offset() or tensor.untyped_storage().nbytes() != length:
                 tensor = tensor.clone()
-            writer.write_record(f"data/{reference.key}", tensor.untyped_storage(), length)
+            writer.write_record(f"data/{reference.key}", tensor.untyped_storage(), length)  # type: ignore[arg-type]
             del tensor
         writer.write_end_of_file()
     except RuntimeError as error:

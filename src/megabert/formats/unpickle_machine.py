@@ -193,6 +193,10 @@ def _pop(machine: _Machine, _: Any) -> None:
     machine.stack.pop()
 
 
+def _pop_mark(machine: _Machine, _: Any) -> None:
+    machine.to_mark()
+
+
 def _global(machine: _Machine, argument: Any) -> None:
     machine.push(machine.find(*str(argument).split(" ", 1)))
 
@@ -254,7 +258,7 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "EMPTY_SET": lambda machine, _: machine.push(set()),
     "EMPTY_TUPLE": _constant(()), "TUPLE1": _tuple(1), "TUPLE2": _tuple(2), "TUPLE3": _tuple(3),
     "MARK": lambda machine, _: machine.push(_MARK),
-    "POP": _pop, "POP_MARK": lambda machine, _: machine.to_mark() and None,
+    "POP": _pop, "POP_MARK": _pop_mark,
     "DUP": lambda machine, _: machine.push(machine.top()),
     "MEMOIZE": lambda machine, _: machine.remember(len(machine.memo)),
     "LIST": lambda machine, _: machine.push(machine.to_mark()),

@@ -1,0 +1,233 @@
+"""Turn a checkpoint of any format into one of another format, without running anything in it.
+
+  megabert convert megatron_bert_345m_v0_1_uncased.zip out          a Transformers folder
+  megabert convert iter_0080000 out.nemo                            tensor ranks are joined
+  megabert convert out ckpt --to megatron --tensor-model-parallel-size 4 --pipeline-model-parallel-size 2
+
+The format of SOURCE is found by looking at it; `megabert inspect SOURCE` shows what was found. TARGET appears whole, or
+not at all, and SOURCE is never changed. Weights stay bit for bit what they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from megabert.config import option
+
+if TYPE_CHECKING:
+    from megabert.formats.checkpoint import Checkpoint
+
+SUMMARY = "turn a checkpoint of any format into one of another"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What the source does not say of itself."""
+
+    num_attention_heads: int | None = option(
+        None, "attention heads, where the file does not say; left out, heads of size 64", minimum=1, example="16"
+    )
+    assume_qkv_layout: Literal["v0", "v1", "v2"] | None = option(
+        None,
+        "order of the fused query-key-value rows, where the file's version is known to be wrong: v0 is "
+        "[3, heads, size], v1 [heads, size, 3], v2 [heads, 3, size]",
+        example="v0",
+    )
+    gelu: Literal["erf", "tanh"] | None = option(None, "GELU of the MLP, where the file does not say", example="erf")
+    layernorm_epsilon: float | None = option(
+        None, "added to the variance in each LayerNorm; left out, what the file says, or 1e-5", above=0, example="1e-12"
+    )
+    config_file: Path | None = option(
+        None, "a JSON file whose fields win over those of the config that was found", metavar="FILE",
+        example="config.json",
+    )  # fmt: skip
+    tokenizer: str | None = option(
+        None, "tokenizer to put beside the model: a path, or a name", metavar="PATH|NAME", example="bert-large-uncased"
+    )
+    print_checkpoint_structure: bool = option(False, "print the name, shape and type of every tensor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What is written."""
+
+    to: Literal["huggingface", "megatron", "megatron-core", "nemo"] | None = option(
+        None,
+        "format of TARGET; left out, its name tells: .nemo is NeMo's, a folder is Transformers'",
+        example="megatron",
+    )
+    tensor_model_parallel_size: int = option(1, "ranks that share each layer", minimum=1, aliases=("tensor-parallel",))
+    pipeline_model_parallel_size: int = option(1, "stages that the layers are cut into", minimum=1)
+    virtual_pipeline_model_parallel_size: int = option(1, "chunks of each stage (interleaved pipeline)", minimum=1)
+    megatron_era: Literal["v1", "v2", "v4"] = option(
+        "v2", "names of --to megatron: v1 is that of v1.0 (2020), v2 of 2021 to 2023, v4 of 2023-09 on"
+    )
+    ckpt_format: Literal["torch", "torch_dist"] = option("torch", "files of --to megatron-core")
+    make_vocab_size_divisible_by: int = option(
+        128, "Megatron's formats pad the vocabulary to a multiple of this times the tensor ranks", minimum=1
+    )
+    vocab_size: int | None = option(None, "cut or pad the vocabulary to this many entries", minimum=1, example="30522")
+    unpad_vocab: bool = option(False, "cut the vocabulary to the entries of the tokenizer")
+    max_shard_size: float = option(5.0, "files of a Transformers folder are at most this large, in GB", above=0)
+    optimizer: bool = option(True, "convert the optimizer's state where both formats have it; --no-optimizer drops it")
+    verify: bool = option(False, "run both sides on fixed inputs, and compare the logits")
+    overwrite: bool = option(False, "replace TARGET")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SourceOptions, TargetOptions):
+    """The command."""
+
+    source: str = option(dataclasses.MISSING, "a checkpoint of any format, or the name of a model", positional=True)
+    target: Path = option(dataclasses.MISSING, "folder or file to write", positional=True)
+
+
+def run(config: Config) -> None:
+    """Read, change what was asked for, write, and compare.
+
+    Raises:
+        ValueError, OSError: the source is damaged or unknown, the model does not fit the target, or TARGET exists.
+    """
+    from megabert.formats import checkpoints, target
+
+    begin = time.monotonic()
+    chosen = config.to or ("nemo" if config.target.suffix == ".nemo" else "huggingface")
+    choices = _choices(config, chosen)
+    target.refuse_existing(config.target, overwrite=config.overwrite)
+    if Path(config.source).exists() and Path(config.source).resolve() == config.target.resolve():
+        raise ValueError("TARGET is SOURCE; a source is never changed: name another target")
+    checkpoint = read(config)
+    print(summary(checkpoint))
+    for note in checkpoint.notes:
+        print(f"  note: {note}")
+    if config.print_checkpoint_structure:
+        for name, tensor in checkpoint.tensors.items():
+            print(f"  {name}  {list(tensor.shape)}  {str(tensor.dtype).removeprefix('torch.')}")
+    notes = checkpoints.save_checkpoint(checkpoint, config.target, format=chosen, overwrite=config.overwrite, **choices)
+    for note in notes:
+        print(f"  note: {note}")
+    print(f"written: {config.target} ({chosen}) in {time.monotonic() - begin:.1f} s")
+    if config.verify:
+        _verify(checkpoint, config)
+
+
+def read(config: SourceOptions) -> Checkpoint:
+    """Open `config.source` and apply what the options say of it.
+
+    Raises:
+        ValueError, OSError: as `open_checkpoint`.
+    """
+    from megabert.formats import checkpoints
+
+    checkpoint = checkpoints.open_checkpoint(
+        config.source,  # type: ignore[attr-defined]
+        heads=config.num_attention_heads, order=config.assume_qkv_layout,
+        optimizer=getattr(config, "optimizer", False),
+    )  # fmt: skip
+    changed = {**checkpoint.config, **_overrides(config)}
+    checkpoint = dataclasses.replace(checkpoint, config=changed)
+    if config.tokenizer is not None:
+        checkpoint = dataclasses.replace(checkpoint, vocabulary=_tokenizer(config.tokenizer))
+    return _resized(checkpoint, config)
+
+
+def _overrides(config: SourceOptions) -> dict[str, Any]:
+    from megabert.formats.json_file import read_object
+    from megabert.formats.megatron_arguments import TANH_GELU
+
+    changes: dict[str, Any] = {}
+    if config.config_file is not None:
+        changes = read_object(config.config_file)
+        for name in ("architectures", "model_type", "transformers_version", "vocab_size", "dtype", "torch_dtype"):
+            changes.pop(name, None)
+    if config.gelu is not None:
+        changes["hidden_act"] = TANH_GELU if config.gelu == "tanh" else "gelu"
+    if config.layernorm_epsilon is not None:
+        changes["layer_norm_eps"] = config.layernorm_epsilon
+    if config.num_attention_heads is not None:
+        changes["num_attention_heads"] = config.num_attention_heads
+    return changes
+
+
+def _tokenizer(name: str) -> dict[str, bytes]:
+    import tempfile
+
+    from megabert.tokenization import named, word_piece
+
+    with tempfile.TemporaryDirectory() as folder:
+        word_piece.load(named.find(name)).save(Path(folder))
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+
+
+def _resized(checkpoint: Checkpoint, config: SourceOptions) -> Checkpoint:
+    from megabert.formats import checkpoints
+
+    size = getattr(config, "vocab_size", None)
+    if getattr(config, "unpad_vocab", False):
+        entries = checkpoints.tokenizer_entries(checkpoint)
+        if entries is None:
+            raise ValueError("--unpad-vocab: the source has no tokenizer that tells its entries; give --vocab-size, or "
+                             "--tokenizer")  # fmt: skip
+        if size is not None and size != entries:
+            raise ValueError(
+                f"--unpad-vocab and --vocab-size {size} contradict each other: {entries} entries are there"
+            )
+        size = min(entries, checkpoint.config["vocab_size"])
+    return checkpoint if size is None else checkpoints.with_vocabulary(checkpoint, size)
+
+
+def _choices(config: Config, chosen: str) -> dict[str, Any]:
+    """What the target's `write` takes.
+
+    Raises:
+        ValueError: a flag that the target has no use for.
+    """
+    ranks = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+    if chosen == "huggingface":
+        if ranks != (1, 1) or config.virtual_pipeline_model_parallel_size != 1:
+            raise ValueError("--tensor-model-parallel-size and its like are for Megatron's formats; give --to megatron")
+        return {"shard_bytes": int(config.max_shard_size * 1e9)}
+    if chosen == "megatron":
+        from megabert.formats.megatron_write import Layout
+
+        layout = Layout(
+            tensor=ranks[0], pipeline=ranks[1], chunks=config.virtual_pipeline_model_parallel_size,
+            era=config.megatron_era, divisible_by=config.make_vocab_size_divisible_by,
+        )  # fmt: skip
+        return {"layout": layout}
+    if config.virtual_pipeline_model_parallel_size != 1:
+        raise ValueError("--virtual-pipeline-model-parallel-size is for --to megatron alone")
+    choices: dict[str, Any] = {"tensor": ranks[0], "pipeline": ranks[1]}
+    if chosen == "megatron-core":
+        choices |= {"ckpt_format": config.ckpt_format, "divisible_by": config.make_vocab_size_divisible_by}
+    return choices
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """One line: what the checkpoint is."""
+    sizes = checkpoint.config
+    kind = "Megatron BERT" if checkpoint.family == "megatron-bert" else "post-LayerNorm BERT"
+    parts = ", ".join(checkpoint.parts) or "the encoder alone"
+    state = ", with optimizer state" if checkpoint.optimizer else ""
+    return (
+        f"{kind}: {sizes['num_hidden_layers']} layers x {sizes['hidden_size']}, {sizes['num_attention_heads']} heads, "
+        f"{sizes['vocab_size']:,} entries, {checkpoint.parameters:,} parameters in {sizes.get('dtype')}; {parts}{state}"
+    )
+
+
+def _verify(checkpoint: Checkpoint, config: Config) -> None:
+    from megabert.formats import checkpoints, verify
+
+    written = checkpoints.open_checkpoint(
+        config.target, heads=checkpoint.config["num_attention_heads"], optimizer=False
+    )
+    largest, each = verify.largest_difference(checkpoint, written)
+    shown = ", ".join(f"{name} {value:.2g}" for name, value in each.items())
+    print(f"verified: largest difference of the logits {largest:.2g} ({shown})")
+    if largest > verify.LIMIT:
+        raise ValueError(f"{config.target}: its logits differ by {largest:.2g} from those of the source, more than "
+                         f"{verify.LIMIT:g}")  # fmt: skip

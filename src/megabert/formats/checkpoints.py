@@ -1,0 +1,164 @@
+"""Opening and saving checkpoints of any format: a source's format is found by looking, a target's is given by name.
+
+Each format is a module with `look(path)`, `read(path, ...)` and, where it is written, `write(checkpoint, ...)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from megabert.formats.checkpoint import Checkpoint
+from megabert.formats.table import Order, resize_vocabulary
+
+READERS: dict[str, str] = {
+    "native": "native",
+    "huggingface": "huggingface_checkpoint",
+    "nemo": "nemo",
+    "megatron-core": "megatron_core",
+    "megatron": "megatron",
+}
+"""Format -> its module, in the order in which a path is looked at."""
+
+WRITERS: dict[str, str] = {
+    "huggingface": "huggingface_checkpoint",
+    "megatron": "megatron_write",
+    "megatron-core": "megatron_core_write",
+    "nemo": "nemo_write",
+}
+"""Format -> the module that writes it."""
+
+TITLES = {
+    "native": "a training checkpoint of this package",
+    "huggingface": "a Transformers folder",
+    "megatron": "a Megatron-LM checkpoint",
+    "megatron-core": "a Megatron-core checkpoint",
+    "nemo": "a NeMo checkpoint",
+}
+
+
+def _module(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(f"megabert.formats.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"megabert.formats.{name}":
+            raise
+        return None
+
+
+def find_format(path: Path) -> str | None:
+    """The format of what lies at a path; None when it is no checkpoint.
+
+    Raises:
+        ValueError: a checkpoint lies there, but it is damaged or not whole.
+    """
+    for name, module_name in READERS.items():
+        module = _module(module_name)
+        if module is not None and module.look(path) is not None:
+            return name
+    return None
+
+
+def open_checkpoint(
+    source: str | Path, *, heads: int | None = None, order: Order | None = None, optimizer: bool = True
+) -> Checkpoint:
+    """Open a checkpoint of any format; tensors stay on disk until they are asked for.
+
+    Args:
+        source: a path, or the name of a published model or of one in the user's table of names.
+        heads: attention heads, for files that do not say how many there are.
+        order: of fused query-key-value rows, for files whose stamp is known to be wrong.
+        optimizer: with the optimizer's state.
+
+    Raises:
+        ValueError: there is nothing, nothing known, or it is damaged; file and key are named.
+        OSError: it cannot be read, or fetched.
+    """
+    from megabert.formats import named
+
+    place = named.resolve(source)
+    found = find_format(place.path)
+    if found is None:
+        raise ValueError(
+            f"{place.path} is no checkpoint that is known here: a Transformers folder, a checkpoint of Megatron-LM or "
+            "Megatron-core, a NeMo archive or a training folder of this package is needed"
+        )
+    module = _module(READERS[found])
+    assert module is not None
+    wanted = {"heads": heads, "order": order, "optimizer": optimizer}
+    checkpoint = module.read(place.path, **_accepted(module.read, wanted))
+    if place.vocabulary is not None and not checkpoint.vocabulary:
+        vocabulary = {"vocab.txt": place.vocabulary.read_bytes()}
+        checkpoint = dataclasses.replace(checkpoint, vocabulary=vocabulary)
+    return checkpoint
+
+
+def _accepted(function: Callable[..., Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    several = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in wanted.items() if several or name in parameters}
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint, path: str | Path, *, format: str | None = None, overwrite: bool = False, **choices: Any
+) -> list[str]:
+    """Write a checkpoint; it appears whole, or not at all.
+
+    Args:
+        format: one of `WRITERS`; None: by the name (`.nemo`), else a Transformers folder.
+        overwrite: replace what lies there.
+        choices: of the format, such as `layout` of Megatron's or `shard_bytes` of Transformers'.
+
+    Returns:
+        Notes: what was added or could not be kept.
+
+    Raises:
+        ValueError: no such format, the model does not fit into it, or something lies at `path`.
+        OSError: the disk is full or not writable.
+    """
+    path = Path(path)
+    chosen = format or ("nemo" if path.suffix == ".nemo" else "huggingface")
+    module = _module(WRITERS[chosen]) if chosen in WRITERS else None
+    if module is None:
+        raise ValueError(f"format {chosen!r} is not written; one of {', '.join(WRITERS)} is needed")
+    notes = module.write(checkpoint, path, overwrite=overwrite, **choices)
+    return list(notes or ())
+
+
+def with_vocabulary(checkpoint: Checkpoint, size: int) -> Checkpoint:
+    """The checkpoint with rows of the vocabulary cut off or added (see `table.resize_vocabulary`).
+
+    Raises:
+        ValueError: the size is below 1, or would cut entries of the checkpoint's own tokenizer.
+    """
+    entries = tokenizer_entries(checkpoint)
+    if size < max(1, entries or 1):
+        raise ValueError(f"a vocabulary of {size:,} would lose entries: the tokenizer has {entries or 1:,}")
+    tensors = resize_vocabulary(checkpoint.tensors, size)
+    state = resize_vocabulary(checkpoint.optimizer, size)
+    return dataclasses.replace(
+        checkpoint, tensors=tensors, optimizer=state, config={**checkpoint.config, "vocab_size": size}
+    )
+
+
+def tokenizer_entries(checkpoint: Checkpoint) -> int | None:
+    """Entries of the tokenizer that lies beside the model; None when there is none that is known here."""
+    import tempfile
+
+    from megabert.tokenization import word_piece
+
+    kept = {name: data for name, data in checkpoint.vocabulary.items() if name in ("vocab.txt", "tokenizer.json")}
+    if not kept:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in checkpoint.vocabulary.items():
+            (Path(folder) / Path(name).name).write_bytes(data)
+        try:
+            return word_piece.load(Path(folder)).vocabulary_size
+        except ValueError:
+            return None

@@ -1,0 +1,51 @@
+"""Megatron-LM's first BERT (2019-03 to 2019-10), which is post-LayerNorm: Transformers' `BertForPreTraining`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from megabert.formats import bert_names, sizes
+from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats.megatron_layout import Layout
+from megabert.formats.megatron_shard import Shard, training_of, vocabulary_beside
+from megabert.formats.table import Order, join
+
+
+def applies(names: Iterable[str]) -> bool:
+    """Whether the names are those of a post-LayerNorm BERT."""
+    return any(name.endswith(".attention.output.LayerNorm.weight") for name in names)
+
+
+def read(
+    layout: Layout, first: Shard, ranks: Sequence[Mapping[str, LazyTensor]], heads: int | None, order: Order | None
+) -> Checkpoint:
+    """Read it; never taken for a Megatron BERT.
+
+    Raises:
+        ValueError: the ranks do not fit together, or a part is missing.
+    """
+    ranks = [{bert_names.without_wrapper(name): tensor for name, tensor in rank.items()} for rank in ranks]
+    heads = heads or first.arguments.get("num_attention_heads")
+    words = ranks[0].get("bert.embeddings.word_embeddings.weight")
+    if words is None or len(words.shape) != 2:
+        raise ValueError(f"{first.name} holds no word embedding: it is no BERT, or not whole")
+    heads = heads or sizes.supposed_heads(words.shape[1])
+    tensors = join(bert_names.first_generation(bert_names.count(ranks[0])), ranks, heads=heads, order=order or "v0")
+    told, notes = sizes.infer(tensors, heads)
+    config = {
+        **told, "model_type": "bert", "architectures": ["BertForPreTraining"], "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02, "pad_token_id": 0, "tie_word_embeddings": True,
+    }  # fmt: skip
+    if any("query_key_value" in name for name in ranks[0]):
+        config["layer_norm_eps"] = first.arguments.get("layernorm_epsilon", 1e-5)
+    said = (
+        "a post-LayerNorm BERT, as Megatron-LM trained before 2019-10: it is Transformers' BertForPreTraining, not a "
+        "Megatron BERT",
+        f"numerics: LayerNorm eps {config['layer_norm_eps']:g}, GELU erf",
+    )
+    optimizer = () if "optimizer" not in first.content else ("the optimizer's state of this generation is not carried",)
+    return Checkpoint(
+        family=POST_LAYERNORM, config=config, tensors=tensors, training=training_of(first),
+        vocabulary=vocabulary_beside(layout.path), notes=(*layout.notes, *said, *notes, *optimizer),
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""One file of a Megatron-LM checkpoint: its model as flat names, its arguments, and what it says of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megabert.formats import unpickle
+from megabert.formats.checkpoint import LazyTensor
+from megabert.formats.megatron_layout import Layout
+from megabert.formats.unpickle_globals import Placeholder
+
+_TRAINING = ("iteration", "total_iters", "num_floating_point_operations_so_far")
+_LARGEST_NESTING = 30
+_LARGEST_VOCABULARY = 64 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a checkpoint: a tensor rank of a stage.
+
+    Attributes:
+        chunks: flat names -> tensors, one mapping for each chunk of an interleaved pipeline.
+        arguments: its `args` as plain values; empty when it has none.
+        content: the whole content.
+    """
+
+    name: str
+    chunks: tuple[dict[str, LazyTensor], ...]
+    arguments: dict[str, Any]
+    version: float
+    content: Mapping[str, Any]
+    foreign: tuple[str, ...]
+
+
+def read_shard(layout: Layout, place: tuple[int, int]) -> Shard:
+    """Read one file.
+
+    Raises:
+        ValueError: it is damaged or hostile, or holds no model.
+    """
+    region = layout.ranks[place]
+    content, foreign = unpickle.load(region)
+    if not isinstance(content, dict):
+        raise ValueError(f"{region.name} holds no checkpoint: a {type(content).__name__} is in it")
+    version = content.get("checkpoint_version", 0)
+    if not isinstance(version, int | float):
+        raise ValueError(f"{region.name}: checkpoint_version is {version!r}, which is no number")
+    arguments = content.get("args")
+    plain = unpickle.plain(arguments) if isinstance(arguments, Placeholder | dict) else {}
+    chunks = []
+    names = [name for name in ("model", "sd", *(f"model{index}" for index in range(1000))) if name in content]
+    parts = [content[name] for name in names if isinstance(content[name], dict)]
+    for part in parts or [content]:
+        chunks.append(dict(_flat(part, region.name)))
+    if not any(chunks):
+        raise ValueError(f"{region.name} holds no model (its keys: {', '.join(map(str, list(content)[:8]))})")
+    return Shard(region.name, tuple(chunks), plain if isinstance(plain, dict) else {}, float(version), content, foreign)
+
+
+def _flat(part: Mapping[Any, Any], where: str) -> list[tuple[str, LazyTensor]]:
+    """Nested dicts as flat names, without recursion: a hostile file may nest as deep as it likes."""
+    found = []
+    pending: list[tuple[str, Any, int]] = [("", part, 0)]
+    while pending:
+        prefix, value, depth = pending.pop()
+        if isinstance(value, dict) and depth < _LARGEST_NESTING:
+            pending += [(f"{prefix}.{name}" if prefix else str(name), item, depth + 1) for name, item in value.items()]
+        elif isinstance(value, LazyTensor):
+            value.origin = f"{where}: {prefix}"
+            found.append((prefix, value))
+    return found[::-1]
+
+
+def training_of(shard: Shard) -> dict[str, Any]:
+    """Iteration, consumed samples, learning rate schedule and arguments, as plain values."""
+    content = shard.content
+    training = {name: unpickle.plain(content[name]) for name in _TRAINING if name in content}
+    if "total_iters" in training:
+        training.setdefault("iteration", training.pop("total_iters"))
+    for name in ("opt_param_scheduler", "lr_scheduler"):
+        if isinstance(content.get(name), dict):
+            training["scheduler"] = unpickle.plain(content[name])
+    for name in ("consumed_train_samples", "consumed_valid_samples"):
+        if isinstance(shard.arguments.get(name), int):
+            training[name] = shard.arguments[name]
+    if shard.arguments:
+        training["arguments"] = shard.arguments
+    training["checkpoint_version"] = shard.version
+    return training
+
+
+def vocabulary_beside(path: Path) -> dict[str, bytes]:
+    """A vocabulary that lies beside the checkpoint."""
+    folders = [path if path.is_dir() else path.parent, path.parent]
+    for folder in folders:
+        file = folder / "vocab.txt"
+        if file.is_file() and file.stat().st_size < _LARGEST_VOCABULARY:
+            return {"vocab.txt": file.read_bytes()}
+    return {}
