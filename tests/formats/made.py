@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from megabert.formats.checkpoint import Checkpoint, LazyTensor
-from megabert.formats.megatron import named
+from megabert.formats.checkpoint import Checkpoint, LazyTensor, with_heads
 
 
 def weights(
@@ -87,7 +86,7 @@ def checkpoint(
             state |= {f"{kind}/{name}": LazyTensor.of(tensor.float() * factor) for name, tensor in tensors.items()}
         state["step"] = LazyTensor.of(torch.tensor(7.0))
     lazy = {name: LazyTensor.of(tensor, name) for name, tensor in tensors.items()}
-    return named(Checkpoint(family="megatron-bert", config=config, tensors=lazy, optimizer=state, **more))
+    return with_heads(Checkpoint(family="megatron-bert", config=config, tensors=lazy, optimizer=state, **more))
 
 
 def loaded(tensors: Mapping[str, LazyTensor]) -> dict[str, torch.Tensor]:

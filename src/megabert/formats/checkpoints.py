@@ -28,7 +28,7 @@ READERS: dict[str, str] = {
 WRITERS: dict[str, str] = {
     "huggingface": "huggingface_checkpoint",
     "megatron": "megatron_write",
-    "megatron-core": "megatron_core",
+    "megatron-core": "megatron_core_write",
     "nemo": "nemo",
 }
 """Format -> the module that writes it."""
