@@ -29,7 +29,7 @@ WRITERS: dict[str, str] = {
     "huggingface": "huggingface_checkpoint",
     "megatron": "megatron_write",
     "megatron-core": "megatron_core_write",
-    "nemo": "nemo",
+    "nemo": "nemo_write",
 }
 """Format -> the module that writes it."""
 

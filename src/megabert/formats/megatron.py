@@ -56,13 +56,18 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
     ranks = [whole_rank(layout, shards, rank) for rank in range(layout.tensor_ranks)]
     if megatron_first.applies(ranks[0]):
         return megatron_first.read(layout, first, ranks, heads, order)
-    return _common(layout, shards, ranks, heads, order, optimizer)
+    return assemble(layout, shards, ranks, heads, order, optimizer)
 
 
-def _common(
+def assemble(
     layout: Layout, shards: Mapping[tuple[int, int], Shard], ranks: list[dict[str, LazyTensor]], heads: int | None,
     order: Order | None, optimizer: bool,
 ) -> Checkpoint:  # fmt: skip
+    """A checkpoint from the flat tensors of each tensor rank (layers counted over the whole model).
+
+    Raises:
+        ValueError: it is no BERT, or not whole; file and key are named.
+    """
     first = shards[0, 0]
     notes = [*layout.notes, *_version_notes(first, order)]
     left_out = sorted({name for rank in ranks for name in rank if bert_names.canonical(name) is None})

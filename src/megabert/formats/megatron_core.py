@@ -133,12 +133,12 @@ def _read_ranks(path: Path, facts: Facts, heads: int | None, order: Order | None
     notes = [facts.said, *layout.notes]
     if "optimizer" in first.content or layout.optimizer_apart:
         notes.append("the optimizer's state of format torch is not carried from Megatron-core")
-    found = _Parts(ranks, {}, first.arguments, None, notes)
+    found = Parts(ranks, {}, first.arguments, None, notes)
     foreign = megatron.foreign_note(shards)
-    return _checkpoint(facts, found, heads, order, megatron_shard.training_of(first), [foreign] if foreign else [])
+    return assemble(facts.folder, found, heads, order, megatron_shard.training_of(first), [foreign] if foreign else [])
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """What was found: tensors of each tensor rank by canonical names, the optimizer's by kind, `args`, step."""
 
     ranks: list[dict[str, LazyTensor]]
@@ -165,7 +165,7 @@ def _read_distributed(facts: Facts, heads: int | None, order: Order | None, opti
     notes = [facts.said]
     if optimizer and not held and any("optimizer" in name for name in (*contents.tensors, *contents.objects)):
         notes.append("the optimizer's state is not stored tensor by tensor, and is not carried")
-    found = _Parts([megatron_core_names.unstacked(weights)], held, plain, _step(common), notes)
+    found = Parts([megatron_core_names.unstacked(weights)], held, plain, _step(common), notes)
     training = {
         name: unpickle.plain(common[name])
         for name in ("iteration", "num_floating_point_operations_so_far")
@@ -180,7 +180,7 @@ def _read_distributed(facts: Facts, heads: int | None, order: Order | None, opti
         training["arguments"] = plain
     classes = sorted({*foreign, *contents.foreign} - {"argparse.Namespace"})
     said = [f"objects whose classes were not loaded: {', '.join(classes[:6])}"] if classes else []
-    return _checkpoint(facts, found, heads, order, training, said)
+    return assemble(facts.folder, found, heads, order, training, said)
 
 
 def _check_metadata(folder: Path) -> None:
@@ -224,13 +224,22 @@ def _step(common: Any) -> float | None:
     return None
 
 
-def _checkpoint(
-    facts: Facts, found: _Parts, heads: int | None, order: Order | None, training: dict[str, Any], last: list[str]
+def assemble(
+    folder: Path, found: Parts, heads: int | None, order: Order | None, training: dict[str, Any], last: list[str]
 ) -> Checkpoint:
+    """A checkpoint from what was found.
+
+    Args:
+        training: what is known of the run.
+        last: notes that come last.
+
+    Raises:
+        ValueError: it is no BERT, or not whole; file and key are named.
+    """
     arguments, ranks = found.arguments, found.ranks
     words = ranks[0].get("embedding.word_embeddings.weight")
     if words is None or len(words.shape) != 2:
-        raise ValueError(f"{facts.folder} holds no word embedding: it is no BERT, or not whole")
+        raise ValueError(f"{folder} holds no word embedding: it is no BERT, or not whole")
     heads = heads or arguments.get("num_attention_heads")
     notes = list(found.notes)
     if heads is None:
@@ -261,7 +270,7 @@ def _checkpoint(
         tensors=tensors,
         optimizer=state,
         training=training,
-        vocabulary=megatron_shard.vocabulary_beside(facts.folder),
+        vocabulary=megatron_shard.vocabulary_beside(folder),
         notes=(*notes, *supposed, *last),
     )
     return with_heads(checkpoint)
@@ -283,7 +292,7 @@ def _tie(tensors: dict[str, LazyTensor], config: dict[str, Any], untied: bool) -
 
 
 def _state(
-    found: _Parts, rows: list[Row], heads: int, order: Order, weights: Mapping[str, LazyTensor]
+    found: Parts, rows: list[Row], heads: int, order: Order, weights: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
     state: dict[str, LazyTensor] = {}
     for kind, tensors in found.optimizer.items():

@@ -1,0 +1,333 @@
+"""Reading NeMo 1's checkpoints of Megatron BERT: archives of every generation, their folders, Lightning's files.
+
+    model_config.yaml
+    model_weights.ckpt, or mp_rank_XX/model_weights.ckpt, or tp_rank_XX_pp_rank_XXX/model_weights.ckpt
+    [<hash>_]<name>_encoder_config.json, [<hash>_]megatron_checkpoint_version.json      (until 1.4)
+    [<hash>_]tokenizer.vocab_file, [<hash>_]tokenizer_vocab_dict[.json], <hash>_vocab.txt, ...
+
+Members are found by the end of their names. Weights are Megatron-LM's (`bert_model.language_model...`,
+`model.language_model...`) or Megatron-core's (`model.encoder.layers.N.self_attention.linear_qkv...`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megabert.formats import archive, bert_names, megatron, megatron_core, megatron_core_names, nemo_config, unpickle
+from megabert.formats.checkpoint import Checkpoint, LazyTensor
+from megabert.formats.megatron_layout import Layout
+from megabert.formats.megatron_shard import Shard, read_shard
+from megabert.formats.regions import Region
+from megabert.formats.table import ORDERS, Order, order_of
+
+CONFIG = "model_config.yaml"
+WEIGHTS = "model_weights.ckpt"
+_RANK = re.compile(r"(?:mp_rank_(\d{2,})(?:_(\d{3,}))?|tp_rank_(\d{2,})_pp_rank_(\d{3,}))")
+_LARGEST_VOCABULARY = 64 << 20
+_ONE_LAYER = re.compile(r"^(?:.*\.)?(classifier|qa_classifier)\.mlp\.layer0\.(weight|bias)$")
+_COPY = re.compile(r"(?:state_dict\.)?(?:(?:bert_model|model|module)\.)*word_embeddings\.weight")
+_LIGHTNING = ("pytorch-lightning_version", "state_dict")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What lies at a path.
+
+    Attributes:
+        path: an archive, a folder or one of Lightning's files.
+        members: name -> bytes, without the folder that all of them lie in.
+        ranks: (tensor rank, stage) -> weights.
+    """
+
+    path: Path
+    members: Mapping[str, Region]
+    ranks: dict[tuple[int, int], Region]
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        kind = "a NeMo checkpoint" if CONFIG in self.members else "weights of NeMo without their model_config.yaml"
+        return f"{kind} of {len(self.ranks)} rank{'s' if len(self.ranks) > 1 else ''}"
+
+
+def look(path: Path) -> Facts | None:
+    """Whether a checkpoint of NeMo lies at a path: an archive, an unpacked one, a folder of ranks, a Lightning file.
+
+    Raises:
+        ValueError: one lies there, but it is damaged, not whole or could do harm.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        return None
+    if archive.is_archive(path):
+        return _archive(path)
+    if path.suffix == ".nemo":
+        raise ValueError(f"{path} is called .nemo, but is no tar archive: it is damaged, or something else")
+    return _lightning(path)
+
+
+def _archive(path: Path) -> Facts | None:
+    members = archive.members(path)
+    config = min((name for name in members if name.split("/")[-1] == CONFIG), key=len, default=None)
+    root = config.removesuffix(CONFIG) if config is not None else ""
+    members = {name.removeprefix(root): region for name, region in members.items() if name.startswith(root)}
+    if config is None and not any(name.endswith((".ckpt", ".pt")) for name in members):
+        return None
+    return _whole(Facts(path, members, _weights(path, members)))
+
+
+def _folder(path: Path) -> Facts | None:
+    entries = [entry.name for entry in path.iterdir()]
+    ranked = any(_RANK.fullmatch(name) for name in entries)
+    # mp_rank_* alone is Megatron's own, unless Lightning's files lie in it.
+    lightning = ranked and any(path.glob("mp_rank_*/*.ckpt"))
+    if CONFIG not in entries and not lightning and not any(name.startswith("tp_rank_") for name in entries):
+        return None
+    members = archive.members(path)
+    return _whole(Facts(path, members, _weights(path, members)))
+
+
+def _lightning(path: Path) -> Facts | None:
+    if path.suffix not in (".ckpt", ".pt"):
+        return None
+    try:
+        content = unpickle.load(path).data
+    except ValueError:
+        return None  # another format's file, which says itself what is wrong with it
+    if not isinstance(content, dict) or not all(name in content for name in _LIGHTNING):
+        return None
+    return Facts(path, {}, {(0, 0): Region.whole(path)})
+
+
+def _weights(path: Path, members: Mapping[str, Region]) -> dict[tuple[int, int], Region]:
+    """The file of each rank; where a rank has several, `model_weights.ckpt`, else the last that Lightning wrote."""
+    candidates: dict[tuple[int, int], list[str]] = {}
+    for name in members:
+        folder, _, file = name.rpartition("/")
+        if not file.endswith((".ckpt", ".pt")):
+            continue
+        rank = _RANK.fullmatch(folder)
+        if rank:
+            place = (int(rank[1] or rank[3] or 0), int(rank[2] or rank[4] or 0))
+            candidates.setdefault(place, []).append(name)
+        elif not folder:
+            candidates.setdefault((-1, 0), []).append(name)
+    alone = candidates.pop((-1, 0), None)
+    if not candidates and alone:
+        candidates = {(0, 0): alone}
+    return {place: members[_choose(path, names)] for place, names in candidates.items()}
+
+
+def _choose(path: Path, names: list[str]) -> str:
+    for good in (lambda name: name.endswith(WEIGHTS), lambda name: name.endswith(("last.ckpt", "end.ckpt"))):
+        found = [name for name in names if good(name)]
+        if len(found) == 1:
+            return found[0]
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(sorted(names)[:4])
+    raise ValueError(f"{path} holds several checkpoints ({shown}{' ...' if len(names) > 4 else ''}); name one file")
+
+
+def _whole(facts: Facts) -> Facts:
+    if not facts.ranks:
+        if any(name.startswith("model_weights/") for name in facts.members):
+            raise ValueError(
+                f"{facts.path} keeps its weights as a distributed checkpoint; unpack it and name model_weights in it"
+            )  # fmt: skip
+        raise ValueError(f"{facts.path} is not whole: it holds no {WEIGHTS}")
+    for rank in range(1 + max(rank for rank, _ in facts.ranks)):
+        for stage in range(1 + max(stage for _, stage in facts.ranks)):
+            if (rank, stage) not in facts.ranks:
+                raise ValueError(f"{facts.path} is not whole: tensor rank {rank} of stage {stage} is missing")
+    return facts
+
+
+def read(path: Path, *, heads: int | None = None, order: Order | None = None) -> Checkpoint:
+    """Read a checkpoint; of a fine-tuned model also its head, where our network has it.
+
+    Args:
+        heads: attention heads; needed only where no configuration is there and they are not of size 64.
+        order: of the fused rows, where what the checkpoint says is known to be wrong.
+
+    Raises:
+        ValueError: nothing of the kind is there, or it is damaged, not whole or hostile; file and key are named.
+    """
+    facts = look(path)
+    if facts is None:
+        raise ValueError(f"{path} holds no checkpoint of NeMo (no {CONFIG}, no {WEIGHTS})")
+    layout = Layout(path, facts.ranks)
+    shards = {place: read_shard(layout, place) for place in sorted(facts.ranks)}
+    first = shards[0, 0]
+    trees = _configs(facts, first)
+    config = trees[0] if trees else {}
+    chosen, said = _order(facts, first, trees, order)
+    told = nemo_config.arguments(*trees)
+    if not nemo_config.is_recent(config):
+        told = {"bias_gelu_fusion": False, **told}  # NeMo 1.0 ran Megatron's network with the exact GELU
+    elif "bias_gelu_fusion" not in told:
+        told["bias_gelu_fusion"] = True
+    content = {"checkpoint_version": _VERSIONS[chosen]}
+    shards = {
+        place: dataclasses.replace(shard, arguments=told, version=_VERSIONS[chosen], content=content)
+        for place, shard in shards.items()
+    }
+    ranks = [_with_copy(megatron.whole_rank(layout, shards, rank)) for rank in range(layout.tensor_ranks)]
+    heads_found = _task_heads(ranks[0])
+    held = {name: ranks[0][name] for name in heads_found}
+    ranks = [{name: tensor for name, tensor in rank.items() if name not in heads_found} for rank in ranks]
+    if megatron_core_names.is_core(ranks[0]):
+        checkpoint = _core(facts, ranks, told, heads, order, shards)
+    elif any(bert_names.canonical(name) for name in ranks[0]):
+        checkpoint = megatron.assemble(layout, shards, ranks, heads, chosen, False)
+    else:
+        shown = ", ".join(sorted(ranks[0])[:2])
+        raise ValueError(f"{path} holds no Megatron BERT: its weights are called {shown} ...")
+    return _finished(facts, checkpoint, heads_found, held, config, said)
+
+
+_VERSIONS: dict[str, float] = {"v0": 0.0, "v1": 1.0, "v2": 3.0}
+
+
+def _configs(facts: Facts, first: Shard) -> list[dict[str, Any]]:
+    """Every configuration there is, the model's own first."""
+    trees = []
+    if CONFIG in facts.members:
+        trees.append(nemo_config.read_yaml(facts.members[CONFIG]))
+    hyper = first.content.get("hyper_parameters")
+    if hyper is not None:
+        plain = unpickle.plain(hyper)
+        trees += [plain] if isinstance(plain, dict) else []
+    for name, region in sorted(facts.members.items()):
+        if name.endswith("_encoder_config.json") or name == "config.json":
+            trees.append(nemo_config.read_json(region))
+    return trees
+
+
+def _order(facts: Facts, first: Shard, trees: list[dict[str, Any]], given: Order | None) -> tuple[Order, list[str]]:
+    """The order of the fused rows, and why."""
+    version = first.content.get("checkpoint_version")
+    for name, region in facts.members.items():
+        if name.endswith("megatron_checkpoint_version.json"):
+            version = nemo_config.read_json(region).get("checkpoint_version")
+            if version is None:
+                raise ValueError(f"{region.name} does not say the checkpoint_version")
+    if any(nemo_config.find(tree, "megatron_legacy") is True for tree in trees):
+        found: Order = "v0"
+        why = "megatron_legacy is set"
+    elif isinstance(version, int | float):
+        found = order_of(float(version))
+        why = f"checkpoint_version {version:g}"
+    elif any(map(nemo_config.is_recent, trees)) or any(name.startswith("model.") for name in first.chunks[0]):
+        found = "v2"
+        why = "written by NeMo 1.6 or later"
+    else:
+        found = "v0"
+        why = (
+            "no checkpoint_version, which NeMo 1.0 took for 0; if a later Megatron-LM trained the model, give "
+            "--assume-qkv-layout v2"
+        )
+    notes = [f"rows of the fused query-key-value are {ORDERS[found]} ({why})"]
+    if given is not None and given != found:
+        notes.append(f"taken as {ORDERS[given]} instead, as was asked for")
+    return given or found, notes
+
+
+def _with_copy(rank: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The last stage's copy of the word embedding, which NeMo calls like the original, under Megatron's name for it."""
+    return {bert_names.WORD_EMBEDDING_COPY if _COPY.fullmatch(name) else name: tensor for name, tensor in rank.items()}
+
+
+def _core(
+    facts: Facts, ranks: list[dict[str, LazyTensor]], told: dict[str, Any], heads: int | None, order: Order | None,
+    shards: Mapping[tuple[int, int], Shard],
+) -> Checkpoint:  # fmt: skip
+    renamed = [megatron_core_names.renamed(rank) for rank in ranks]
+    parts = megatron_core.Parts(renamed, {}, told, None, [])
+    foreign = megatron.foreign_note(shards)
+    return megatron_core.assemble(facts.path, parts, heads, order, {}, [foreign] if foreign else [])
+
+
+def _task_heads(rank: Mapping[str, LazyTensor]) -> dict[str, str]:
+    """Names of weights of a task's head -> what they are here; an empty text for those that our network has not."""
+    found = {}
+    for name in rank:
+        if "classifier." in name and not bert_names.canonical(name):
+            one = _ONE_LAYER.match(name)
+            several = any(
+                f"{name.split('.mlp.')[0]}.mlp.layer{number}." in other for other in rank for number in (1, 2)
+            )
+            found[name] = f"classifier.{one[2]}" if one and not several else ""
+    targets = [to for to in found.values() if to]
+    if len(set(targets)) != len(targets):  # two heads, as for intents and slots
+        found = dict.fromkeys(found, "")
+    return found
+
+
+def _finished(
+    facts: Facts, checkpoint: Checkpoint, heads: Mapping[str, str], held: Mapping[str, LazyTensor],
+    config: Mapping[str, Any], said: list[str],
+) -> Checkpoint:  # fmt: skip
+    """With the task's head, vocabulary and what is said about them."""
+    tensors, fields = dict(checkpoint.tensors), dict(checkpoint.config)
+    target = str(config.get("target", ""))
+    notes = [facts.said, *([f"its class was {target}"] if target else []), *said]
+    task = _TASKS.get(target.rpartition(".")[2])
+    carried = {to: name for name, to in heads.items() if to and task}
+    for to, name in carried.items():
+        to = to.replace("classifier.", "qa_outputs.") if task == "MegatronBertForQuestionAnswering" else to
+        tensors[to] = held[name]
+    if carried and task:
+        fields["architectures"] = [task]
+        fields["num_labels"] = next(held[name].shape[0] for to, name in carried.items() if to.endswith("weight"))
+        notes.append(f"the task's head is carried: {task}")
+    dropped = sorted(name for name in heads if name not in carried.values())
+    if dropped:
+        notes.append(f"left out, a task's head that this network has not: {', '.join(dropped[:4])}"
+                     f"{' ...' if len(dropped) > 4 else ''}")  # fmt: skip
+    vocabulary = _vocabulary(facts.members) or dict(checkpoint.vocabulary)
+    lines = vocabulary.get("vocab.txt", b"").count(b"\n")
+    if lines > fields["vocab_size"]:
+        notes.append(f"the vocabulary has {lines:,} entries, but the word embedding {fields['vocab_size']:,} rows")
+    training = {**checkpoint.training, **({"nemo_target": target} if target else {})}
+    training.pop("checkpoint_version", None)
+    training.pop("arguments", None)
+    return dataclasses.replace(
+        checkpoint, tensors=tensors, config=fields, vocabulary=vocabulary, training=training,
+        notes=(*notes, *(note for note in checkpoint.notes if not note.startswith("checkpoint_version"))),
+    )  # fmt: skip
+
+
+# Heads of one layer that read what ours read; NeMo's text classifier reads the first token without a pooler.
+_TASKS = {
+    "TokenClassificationModel": "MegatronBertForTokenClassification",
+    "QAModel": "MegatronBertForQuestionAnswering",
+}
+
+
+def _vocabulary(members: Mapping[str, Region]) -> dict[str, bytes]:
+    """`vocab.txt`, from the list of tokens or, without one, from the mapping of tokens to ids."""
+    for name, region in sorted(members.items()):
+        plain = re.sub(r"^[0-9a-f]{32}_", "", name)
+        if plain.endswith(("tokenizer.vocab_file", "vocab.txt")) or plain in ("vocab_file", "vocab"):
+            if region.length > _LARGEST_VOCABULARY:
+                raise ValueError(f"{region.name} is too large for a vocabulary")
+            return {"vocab.txt": region.read()}
+    for name, region in sorted(members.items()):
+        if re.search(r"tokenizer_vocab_dict(\.json)?$", name):
+            return {"vocab.txt": _from_mapping(region)}
+    return {}
+
+
+def _from_mapping(region: Region) -> bytes:
+    ids = nemo_config.read_json(region)
+    by_id = {number: token for token, number in ids.items() if type(number) is int}
+    if sorted(by_id) != list(range(len(ids))):
+        raise ValueError(f"{region.name} is no vocabulary: its ids are not 0 to {len(ids) - 1}")
+    return "".join(f"{by_id[number]}\n" for number in range(len(by_id))).encode()

@@ -1,0 +1,331 @@
+import io
+import json
+import os
+import pickle
+import tarfile
+from collections import OrderedDict
+
+import made
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megabert.formats import megatron_core_write, nemo, nemo_write
+from megabert.formats.nemo_write import Layout
+
+VOCABULARY = b"".join(b"%d\n" % number for number in range(40))
+
+
+def write(checkpoint, path, **layout):
+    return nemo_write.write(checkpoint, path, layout=Layout(**{"divisible_by": 1, **layout}))
+
+
+def names_in(path):
+    with tarfile.open(path) as tar:
+        return [entry.name for entry in tar.getmembers() if entry.isfile()]
+
+
+def legacy_state(tensors, heads, order, prefix="bert_model."):
+    """A Megatron encoder's state as NeMo keeps it; rows of the fused weight in the given order."""
+    state = OrderedDict()
+    base = f"{prefix}language_model."
+    for ours, theirs in (("word", "word"), ("position", "position"), ("token_type", "tokentype")):
+        name = f"bert.embeddings.{ours}_embeddings.weight"
+        state[f"{base}embedding.{theirs}_embeddings.weight"] = tensors[name]
+    layers = sum(name.endswith("intermediate.dense.weight") for name in tensors)
+    for layer in range(layers):
+        ours, theirs = f"bert.encoder.layer.{layer}.", f"{base}encoder.layers.{layer}."
+        for leaf in ("weight", "bias"):
+            parts = [tensors[f"{ours}attention.self.{name}.{leaf}"] for name in ("query", "key", "value")]
+            cut = [part.reshape(heads, -1, *part.shape[1:]) for part in parts]
+            fused = torch.stack(cut, {"v0": 0, "v1": 2, "v2": 1}[order])
+            state[f"{theirs}self_attention.query_key_value.{leaf}"] = fused.reshape(-1, *parts[0].shape[1:])
+            for mine, other in {
+                "attention.ln": "input_layernorm", "attention.output.dense": "self_attention.dense",
+                "ln": "post_attention_layernorm", "intermediate.dense": "mlp.dense_h_to_4h",
+                "output.dense": "mlp.dense_4h_to_h",
+            }.items():  # fmt: skip
+                state[f"{theirs}{other}.{leaf}"] = tensors[f"{ours}{mine}.{leaf}"]
+    for leaf in ("weight", "bias"):
+        state[f"{base}encoder.final_layernorm.{leaf}"] = tensors[f"bert.encoder.ln.{leaf}"]
+    return state
+
+
+def archive_of(path, members, *, compressed=True, dotted=True):
+    with tarfile.open(path, "w:gz" if compressed else "w") as tar:
+        for name, content in members.items():
+            if not isinstance(content, bytes):
+                buffer = io.BytesIO()
+                torch.save(content, buffer)
+                content = buffer.getvalue()
+            info = tarfile.TarInfo(("./" if dotted else "") + name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+ENCODER = json.dumps({"hidden-size": 16, "num-attention-heads": 4, "num-layers": 2, "max-seq-length": 12}).encode()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"tensor": 2},
+        {"tensor": 2, "pipeline": 2},
+        {"compressed": True},
+        {"folder": True, "ranks": True},
+        {"generation": "1.0"},
+        {"generation": "1.0", "tensor": 4},
+        {"generation": "2021-05", "tensor": 2},
+        {"generation": "2021-05", "folder": True},
+    ],
+)
+def test_round_trip_is_bit_equal(tmp_path, layout, dtype):
+    tensors = made.weights(dtype=dtype)
+    checkpoint = made.checkpoint(tensors, vocabulary={"vocab.txt": VOCABULARY})
+    notes = write(checkpoint, tmp_path / "out.nemo", **layout)
+    assert bool(notes) == (layout.get("generation", "1.7") != "1.7")
+    read = nemo.read(tmp_path / "out.nemo")
+    made.assert_equal(read.tensors, tensors)
+    assert read.config == checkpoint.config
+    assert read.vocabulary == {"vocab.txt": VOCABULARY}
+    write(checkpoint, tmp_path / "again.nemo", **layout)
+    if (tmp_path / "out.nemo").is_file():
+        assert (tmp_path / "out.nemo").read_bytes() == (tmp_path / "again.nemo").read_bytes()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.data(),
+    st.sampled_from(["1.7", "1.0", "2021-05"]),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    st.sets(st.sampled_from(["lm_head", "pooler", "tokentypes", "binary_head"])),
+    st.sampled_from(["", "classification", "multiple_choice"]),
+)
+def test_any_shape_and_parts_round_trip(tmp_path_factory, data, generation, dtype, parts, head):
+    tensor = data.draw(st.sampled_from([1, 2, 3]))
+    pipeline = data.draw(st.sampled_from([1, 2])) if generation == "1.7" else 1
+    heads = tensor * data.draw(st.integers(1, 3))
+    hidden = heads * data.draw(st.sampled_from([1, 2, 4]))
+    tensors = made.weights(
+        layers=pipeline * data.draw(st.integers(1, 3)), hidden=hidden, inner=tensor * data.draw(st.integers(1, 9)),
+        vocabulary=data.draw(st.integers(5, 40)), dtype=dtype, parts=(*parts, "pooler", head),
+    )  # fmt: skip
+    layout = Layout(
+        generation=generation, tensor=tensor, pipeline=pipeline, ranks=data.draw(st.booleans()),
+        divisible_by=data.draw(st.sampled_from([1, 8])), folder=data.draw(st.booleans()),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("nemo") / "out.nemo"
+    nemo_write.write(made.checkpoint(tensors, heads=heads), path, layout=layout)
+    made.assert_equal(nemo.read(path).tensors, tensors)
+
+
+def test_the_documented_layout(tmp_path):
+    checkpoint = made.checkpoint(made.weights(), vocabulary={"vocab.txt": VOCABULARY})
+    write(checkpoint, tmp_path / "a.nemo", generation="2021-05", tensor=2)
+    assert (tmp_path / "a.nemo").read_bytes()[:2] == b"\x1f\x8b"
+    assert sorted(names_in(tmp_path / "a.nemo")) == [
+        "megatron-bert-uncased_encoder_config.json", "megatron_checkpoint_version.json", "model_config.yaml",
+        "mp_rank_00/model_weights.ckpt", "mp_rank_01/model_weights.ckpt", "tokenizer.vocab_file",
+        "tokenizer_vocab_dict.json",
+    ]  # fmt: skip
+    write(checkpoint, tmp_path / "b.nemo", generation="1.0")
+    plain = [name.split("_", 1) for name in names_in(tmp_path / "b.nemo")]
+    assert all(len(first) == 32 for first, *_ in plain if first != "model")
+    write(checkpoint, tmp_path / "c.nemo", tensor=2, pipeline=2)
+    assert "tp_rank_01_pp_rank_001/model_weights.ckpt" in names_in(tmp_path / "c.nemo")
+    with tarfile.open(tmp_path / "c.nemo") as tar:
+        config = yaml.safe_load(tar.extractfile("model_config.yaml").read())
+        weights = torch.load(tar.extractfile("tp_rank_01_pp_rank_001/model_weights.ckpt"), weights_only=True)
+    assert config["num_attention_heads"] == 4 and config["layernorm_epsilon"] == 1e-5
+    assert config["target"].endswith(".MegatronBertModel") and config["tokenizer"]["vocab_file"].startswith("nemo:")
+    assert "model.language_model.encoder.layers.0.self_attention.query_key_value.weight" in weights
+    assert "model.lm_head.bias" in weights
+
+
+@pytest.mark.parametrize("order", ["v0", "v1", "v2"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_order_of_the_fused_rows_by_the_version_file(tmp_path, order, ranks):
+    tensors = made.weights(parts=("tokentypes",))
+    version = {"v0": 0, "v1": 1.0, "v2": 2.0}[order]
+    members = {
+        "model_config.yaml": b"target: nemo.x.TextClassificationModel\n",
+        "0123456789abcdef0123456789abcdef_megatron-bert-uncased_encoder_config.json": ENCODER,
+        "0123456789abcdef0123456789abcdef_megatron_checkpoint_version.json": json.dumps(
+            {"checkpoint_version": version}
+        ).encode(),
+        "0123456789abcdef0123456789abcdef_tokenizer_vocab_dict": json.dumps({"b": 1, "a": 0}).encode(),
+    }
+    if ranks == 1:
+        members["model_weights.ckpt"] = legacy_state(tensors, 4, order)
+    for rank in range(ranks if ranks > 1 else 0):
+        members[f"mp_rank_{rank:02d}/model_weights.ckpt"] = legacy_state(_share(tensors, rank), 2, order)
+    read = nemo.read(archive_of(tmp_path / "x.nemo", members))
+    made.assert_equal(read.tensors, tensors)
+    assert read.config["num_attention_heads"] == 4
+    assert read.config["layer_norm_eps"] == 1e-5 and read.config["hidden_act"] == "gelu"
+    assert read.vocabulary == {"vocab.txt": b"a\nb\n"}
+    assert any(f"checkpoint_version {version:g}" in note for note in read.notes)
+
+
+def _share(tensors, rank):
+    """What one of two tensor ranks holds."""
+    found = {}
+    for name, tensor in tensors.items():
+        dim = None
+        if "word_embeddings" in name or ".attention.self." in name or ".intermediate." in name:
+            dim = 0
+        elif name.endswith(("output.dense.weight",)):
+            dim = 1
+        found[name] = tensor if dim is None else tensor.chunk(2, dim)[rank].clone()
+    return found
+
+
+def test_where_no_version_is_said(tmp_path):
+    tensors = made.weights(parts=("tokentypes",))
+    encoder = {"a_encoder_config.json": ENCODER}
+    old = {**encoder, "model_config.yaml": b"target: x\n", "model_weights.ckpt": legacy_state(tensors, 4, "v0")}
+    read = nemo.read(archive_of(tmp_path / "old.nemo", old))
+    made.assert_equal(read.tensors, tensors)
+    assert any("--assume-qkv-layout" in note for note in read.notes)
+    later = {**old, "model_weights.ckpt": legacy_state(tensors, 4, "v2")}
+    made.assert_equal(nemo.read(archive_of(tmp_path / "later.nemo", later), order="v2").tensors, tensors)
+    recent = {
+        "model_config.yaml": b"nemo_version: 1.10.0\nnum_attention_heads: 4\nlayernorm_epsilon: 1e-6\n",
+        "model_weights.ckpt": legacy_state(tensors, 4, "v2", "model."),
+    }
+    read = nemo.read(archive_of(tmp_path / "recent.nemo", recent, compressed=False, dotted=False))
+    made.assert_equal(read.tensors, tensors)
+    assert read.config["layer_norm_eps"] == 1e-6 and read.config["hidden_act"] == "gelu_pytorch_tanh"
+    recent["model_config.yaml"] += b"megatron_legacy: true\n"
+    recent["model_weights.ckpt"] = legacy_state(tensors, 4, "v0", "model.")
+    made.assert_equal(nemo.read(archive_of(tmp_path / "legacy.nemo", recent)).tensors, tensors)
+
+
+def test_lightning_files_and_folders_of_ranks(tmp_path):
+    tensors = made.weights(parts=("tokentypes",))
+    for rank in range(2):
+        folder = tmp_path / "checkpoints" / f"tp_rank_{rank:02d}_pp_rank_000"
+        folder.mkdir(parents=True)
+        content = {
+            "state_dict": legacy_state(_share(tensors, rank), 2, "v2", "model."),
+            "pytorch-lightning_version": "1.9.5",
+            "hyper_parameters": {"cfg": {"num_attention_heads": 4, "nemo_version": "1.20.0"}},
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}],
+        }
+        torch.save(content, folder / "megatron_bert--val_loss=0.35-epoch=0-last.ckpt")
+        torch.save({}, folder / "megatron_bert--val_loss=0.45-epoch=0.ckpt")
+    read = nemo.read(tmp_path / "checkpoints")
+    made.assert_equal(read.tensors, tensors)
+    assert read.config["num_attention_heads"] == 4
+    alone = tmp_path / "alone.ckpt"
+    torch.save({**content, "state_dict": legacy_state(tensors, 4, "v2", "model.")}, alone)
+    made.assert_equal(nemo.read(alone).tensors, tensors)
+
+
+def test_megatron_core_inside_nemo(tmp_path):
+    tensors = made.weights()
+    layout = megatron_core_write.Layout(kind="torch", divisible_by=1)
+    megatron_core_write.write(made.checkpoint(tensors), tmp_path / "core", layout=layout)
+    file = tmp_path / "core" / "release" / "mp_rank_00" / "model_optim_rng.pt"
+    state = {f"model.{name}": tensor for name, tensor in torch.load(file, weights_only=False)["model"].items()}
+    config = b"mcore_bert: true\nnum_attention_heads: 4\nnemo_version: 1.21.0\n"
+    members = {"model_config.yaml": config, "model_weights.ckpt": state}
+    made.assert_equal(nemo.read(archive_of(tmp_path / "x.nemo", members)).tensors, tensors)
+
+
+@pytest.mark.parametrize(
+    ("target", "layers", "names"),
+    [
+        ("TokenClassificationModel", 1, {"classifier.weight", "classifier.bias"}),
+        ("QAModel", 1, {"qa_outputs.weight", "qa_outputs.bias"}),
+        ("TokenClassificationModel", 2, set()),
+        ("TextClassificationModel", 1, set()),
+    ],
+)
+def test_heads_of_tasks(tmp_path, target, layers, names):
+    tensors = made.weights(parts=("tokentypes",))
+    state = legacy_state(tensors, 4, "v0")
+    for number in range(layers):
+        state[f"classifier.mlp.layer{2 * number}.weight"] = torch.ones(2, 16)
+        state[f"classifier.mlp.layer{2 * number}.bias"] = torch.ones(2)
+    config = f"target: nemo.collections.nlp.models.x.{target}\n".encode()
+    members = {"model_config.yaml": config, "c_encoder_config.json": ENCODER, "model_weights.ckpt": state}
+    read = nemo.read(archive_of(tmp_path / "x.nemo", members))
+    assert set(read.tensors) - set(tensors) == names
+    assert any("left out, a task's head" in note for note in read.notes) == (not names)
+    if names:
+        assert read.config["num_labels"] == 2
+        assert target[:2] in read.config["architectures"][0] or "Question" in read.config["architectures"][0]
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    tensors = made.weights(parts=("tokentypes",))
+    weights = legacy_state(tensors, 4, "v2", "model.")
+    good = {"model_config.yaml": b"num_attention_heads: 4\nnemo_version: 1.8.0\n", "model_weights.ckpt": weights}
+
+    def fails(message, **change):
+        members = {name.replace("__", "."): content for name, content in {**good, **change}.items()}
+        members = {name: content for name, content in members.items() if content is not None}
+        with pytest.raises(ValueError, match=message) as raised:
+            nemo.read(archive_of(tmp_path / "x.nemo", members))
+        assert "x.nemo" in str(raised.value) or "transformer_block_type" in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+    fails("model_config.yaml is not YAML", model_config__yaml=b"a: [1,\n b: }")
+    fails("model_config.yaml is no configuration", model_config__yaml=b"- 1\n")
+    fails("is not YAML", model_config__yaml=b"a: !!python/object/apply:os.system ['true']\n")
+    fails("too large", model_config__yaml=b"#" * (2 << 20))
+    fails("holds no model_weights.ckpt", model_weights__ckpt=None)
+    fails(
+        "tensor rank 0 of stage 0 is missing", **{"model_weights.ckpt": None, "mp_rank_01/model_weights.ckpt": weights}
+    )
+    fails("called other.weight", model_weights__ckpt={"other.weight": torch.ones(2)})
+    fails("is no file of torch", model_weights__ckpt=b"nothing")
+    fails("transformer_block_type post_ln", model_config__yaml=b"transformer_block_type: post_ln\n")
+    (tmp_path / "not.nemo").write_bytes(b"hello" * 1000)
+    with pytest.raises(ValueError, match=r"not\.nemo is called \.nemo, but is no tar"):
+        nemo.look(tmp_path / "not.nemo")
+    assert nemo.look(tmp_path) is None and nemo.look(tmp_path / "gone") is None
+
+
+def test_deep_and_repeating_yaml_costs_nothing(tmp_path):
+    laughs = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    tensors = made.weights(parts=("tokentypes",))
+    members = {
+        "model_config.yaml": laughs.encode() + b"nemo_version: 1.8.0\n",
+        "model_weights.ckpt": legacy_state(tensors, 4, "v2", "model."),
+    }
+    path = archive_of(tmp_path / "x.nemo", members)
+    made.assert_equal(nemo.read(path, heads=4).tensors, tensors)
+    members["model_config.yaml"] = b"a: " + b"[" * 5000 + b"]" * 5000
+    with pytest.raises(ValueError, match="not YAML"):
+        nemo.read(archive_of(path, members))
+
+
+def test_hostile_weights_run_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    for hostile in (pickle.dumps(Evil()), {"x": Evil()}):
+        path = archive_of(tmp_path / "x.nemo", {"model_config.yaml": b"a: 1\n", "model_weights.ckpt": hostile})
+        with pytest.raises(ValueError, match=r"refused|no file of torch"):
+            nemo.read(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_what_cannot_be_written(tmp_path):
+    checkpoint = made.checkpoint(made.weights())
+    with pytest.raises(ValueError, match=r"NeMo 1\.0 had no pipeline"):
+        write(checkpoint, tmp_path / "out.nemo", generation="1.0", pipeline=2)
+    with pytest.raises(ValueError, match="shared by 3"):
+        write(checkpoint, tmp_path / "out.nemo", tensor=3)
+    assert not any(tmp_path.iterdir())
+    write(checkpoint, tmp_path / "out.nemo")
+    with pytest.raises(ValueError, match="--overwrite"):
+        write(checkpoint, tmp_path / "out.nemo")
