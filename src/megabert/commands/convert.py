@@ -217,7 +217,9 @@ def _choices(config: Config, chosen: str) -> dict[str, Any]:
                 divisible_by=config.make_vocab_size_divisible_by,
             )
         }  # fmt: skip
-    return {"tensor": ranks[0], "pipeline": ranks[1]}
+    from megabert.formats import nemo_write
+
+    return {"layout": nemo_write.Layout(tensor=ranks[0], pipeline=ranks[1])}
 
 
 def summary(checkpoint: Checkpoint) -> str:
