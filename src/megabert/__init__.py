@@ -2,7 +2,8 @@
 
 The model classes of Transformers under the same names: `from megabert import MegatronBertForMaskedLM`. They are read
 on first use, so `import megabert` does not import torch. Using one also registers all nine with Transformers' Auto
-classes, so that `AutoModelForMaskedLM.from_pretrained` and `pipeline` give the same network as the name does.
+classes, so that `AutoModelForMaskedLM.from_pretrained` and `pipeline` give the same network as the name does, and lets
+`from_pretrained` open checkpoints of every format (`open_checkpoint` is the same without a model).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import MegatronBertConfig
 
+    from megabert.formats.checkpoint import Checkpoint
+    from megabert.formats.checkpoints import open_checkpoint, save_checkpoint
     from megabert.models.auto import register_auto_classes
     from megabert.models.bert.encoder import MegatronBertModel
     from megabert.models.bert.language import MegatronBertForCausalLM, MegatronBertForMaskedLM
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Checkpoint",
     "MegatronBertConfig",
     "MegatronBertForCausalLM",
     "MegatronBertForMaskedLM",
@@ -36,20 +40,32 @@ __all__ = [
     "MegatronBertForSequenceClassification",
     "MegatronBertForTokenClassification",
     "MegatronBertModel",
+    "open_checkpoint",
     "register_auto_classes",
+    "save_checkpoint",
 ]
+_FORMATS = {"Checkpoint": "checkpoint", "open_checkpoint": "checkpoints", "save_checkpoint": "checkpoints"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _FORMATS:
+        return getattr(importlib.import_module(f"megabert.formats.{_FORMATS[name]}"), name)
     auto = importlib.import_module("megabert.models.auto")
     if name == "register_auto_classes":
         return auto.register_auto_classes
     auto.register_auto_classes()
+    # Here models and formats meet: neither room knows the other.
+    encoder = importlib.import_module("megabert.models.bert.encoder")
+    encoder.MegatronBertPreTrainedModel.open_elsewhere = staticmethod(_opened)
     if name == "MegatronBertConfig":
         return importlib.import_module("transformers").MegatronBertConfig
     return getattr(auto, name)
+
+
+def _opened(source: Any, keywords: Any) -> Any:
+    return importlib.import_module("megabert.formats.pretrained").opened(source, keywords)
 
 
 def __dir__() -> list[str]:

@@ -66,7 +66,13 @@ class TargetOptions:
     megatron_era: Literal["v1", "v2", "v4"] = option(
         "v2", "names of --to megatron: v1 is that of v1.0 (2020), v2 of 2021 to 2023, v4 of 2023-09 on"
     )
-    ckpt_format: Literal["torch", "torch_dist"] = option("torch", "files of --to megatron-core")
+    ckpt_format: Literal["torch", "torch_dist"] = option(
+        "torch_dist",
+        "files of --to megatron-core: torch_dist is read by any number of ranks, torch by those given here",
+    )
+    transformer_impl: Literal["transformer_engine", "local"] = option(
+        "transformer_engine", "names of --to megatron-core --ckpt-format torch"
+    )
     make_vocab_size_divisible_by: int = option(
         128, "Megatron's formats pad the vocabulary to a multiple of this times the tensor ranks", minimum=1
     )
@@ -201,10 +207,19 @@ def _choices(config: Config, chosen: str) -> dict[str, Any]:
         return {"layout": layout}
     if config.virtual_pipeline_model_parallel_size != 1:
         raise ValueError("--virtual-pipeline-model-parallel-size is for --to megatron alone")
-    choices: dict[str, Any] = {"tensor": ranks[0], "pipeline": ranks[1]}
     if chosen == "megatron-core":
-        choices |= {"ckpt_format": config.ckpt_format, "divisible_by": config.make_vocab_size_divisible_by}
-    return choices
+        from megabert.formats import megatron_core_write
+
+        return {
+            "layout": megatron_core_write.Layout(
+                kind=config.ckpt_format, tensor=ranks[0], pipeline=ranks[1],
+                spec="local" if config.transformer_impl == "local" else "te",
+                divisible_by=config.make_vocab_size_divisible_by,
+            )
+        }  # fmt: skip
+    from megabert.formats import nemo_write
+
+    return {"layout": nemo_write.Layout(tensor=ranks[0], pipeline=ranks[1])}
 
 
 def summary(checkpoint: Checkpoint) -> str:

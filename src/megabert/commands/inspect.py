@@ -3,6 +3,7 @@
   megabert inspect runs/demo                     what was run, the loss, checkpoints
   megabert inspect runs/demo/model               sizes, parameters, heads, tokenizer
   megabert inspect runs/demo/checkpoints/step-00001000
+  megabert inspect iter_0080000                  a checkpoint of Megatron-LM, Megatron-core or NeMo, a zip or .nemo
   megabert inspect data/wiki_text_sentence --tokenizer bert-large-uncased
 
 What is damaged is told, with exit status 2 when it is PATH itself.
@@ -60,7 +61,9 @@ def run(config: Config) -> None:
     from megabert.formats.open import look
 
     found = look(config.path)
-    describe = {"model": _model, "run": _run, "checkpoint": _checkpoint, "data": _data, "tokenizer": _tokenizer}
+    if found.kind == "model" and not any(found.path.glob("*.safetensors")):
+        found = found._replace(kind="foreign")  # its weights are a pickle, which only formats reads
+    describe = {"foreign": _foreign, "model": _model, "run": _run, "checkpoint": _checkpoint, "data": _data, "tokenizer": _tokenizer}
     facts = {"kind": found.kind, "path": str(found.path), **describe[found.kind](found.path, config)}
     if config.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -88,6 +91,31 @@ def _model(folder: Path, config: Config) -> dict[str, Any]:
         "weights": f"{len(facts.tensors)} tensors, as config.json says",
         **{name: facts_of_config[name] for name in _SIZES if name in facts_of_config},
         "tokenizer": _tokenizer(folder, config) if facts.tokenizer else None,
+    }
+
+
+def _foreign(path: Path, config: Config) -> dict[str, Any]:
+    from megabert.formats import checkpoints
+
+    checkpoint = checkpoints.open_checkpoint(path)
+    if config.check:
+        for tensor in (*checkpoint.tensors.values(), *checkpoint.optimizer.values()):
+            tensor.load()
+    kinds = {name.partition("/")[0] for name in checkpoint.optimizer}
+    return {
+        "format": checkpoints.find_format(path),
+        "family": "post-LayerNorm BERT" if checkpoint.family == "bert" else "Megatron BERT",
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.bytes,
+        "dtype": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()}),
+        "weights": f"{len(checkpoint.tensors)} tensors, {'each was read' if config.check else 'not read (--no-check)'}",
+        "parts": list(checkpoint.parts),
+        "optimizer": sorted(kinds) or None,
+        **{name: checkpoint.config[name] for name in _SIZES if name in checkpoint.config},
+        "iteration": checkpoint.training.get("iteration"),
+        "consumed_train_samples": checkpoint.training.get("consumed_train_samples"),
+        "vocabulary": sorted(checkpoint.vocabulary) or None,
+        "notes": list(checkpoint.notes),
     }
 
 
@@ -245,9 +273,11 @@ def _show_table(facts: dict[str, Any]) -> Iterator[str]:
     plain = {
         name: value for name, value in facts.items() if name not in ("kind", "path") and not isinstance(value, dict)
     }
+    notes = plain.pop("notes", None) or []
     if "bytes" in plain:
         plain["size"] = report.amount(plain.pop("bytes"), "B")
     yield from report.table(plain)
+    yield from (f"note: {note}" for note in notes)
     for name, value in facts.items():
         if isinstance(value, dict):
             yield from ("", name, *report.indented(report.table(value)))

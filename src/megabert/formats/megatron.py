@@ -6,11 +6,12 @@ of one generation (`bert_names.canonical`), count layers over the whole model, a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import bert_names, megatron_arguments, megatron_first, megatron_optimizer, sizes
+from megabert.formats import bert_names, megatron_arguments, megatron_first, megatron_optimizer, plausibility, sizes
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
 from megabert.formats.megatron_arguments import ADDED_ROWS
 from megabert.formats.megatron_layout import Layout, find
@@ -99,6 +100,9 @@ def assemble(
         vocabulary=vocabulary_beside(layout.path),
         notes=(*notes, *supposed, *more, *([foreign_note(shards)] if foreign_note(shards) else [])),
     )  # fmt: skip
+    doubt = plausibility.doubt(checkpoint, chosen, layout.tensor_ranks)
+    if doubt is not None:
+        checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, doubt))
     return with_heads(checkpoint, multiple_choice="multichoice_head.weight" in ranks[-1])
 
 

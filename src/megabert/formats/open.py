@@ -1,4 +1,4 @@
-"""What lies at a path: a model, a run folder, a training checkpoint, indexed data or a tokenizer."""
+"""What lies at a path: a model, a run folder, a checkpoint of any program, indexed data or a tokenizer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["model", "run", "checkpoint", "data", "tokenizer"]
+Kind = Literal["model", "run", "checkpoint", "data", "tokenizer", "foreign"]
 
 _STEP = re.compile(r"step-\d{8,}")
 _NAMES = {
     "model": "a model's folder", "run": "a run folder", "checkpoint": "a training checkpoint", "data": "indexed data",
-    "tokenizer": "a tokenizer",
+    "tokenizer": "a tokenizer", "foreign": "a checkpoint of Megatron-LM, Megatron-core or NeMo",
 }  # fmt: skip
 
 
@@ -49,6 +49,8 @@ def look(path: Path) -> Found:
         return _look_into(path.parent)
     if path.name == "tokenizer.json" or path.suffix == ".txt":
         return Found("tokenizer", path)
+    if _is_foreign(path):
+        return Found("foreign", path)
     raise ValueError(f"{path} is not of a kind known here; {_allowed()} is needed")
 
 
@@ -70,7 +72,15 @@ def _look_into(folder: Path) -> Found:
         return Found("data", folder / indexed[0].removesuffix(".idx"))
     if indexed:
         raise ValueError(f"{folder} holds {len(indexed)} indexed data sets; name one of them: {', '.join(indexed[:5])}")
+    if _is_foreign(folder):
+        return Found("foreign", folder)
     raise ValueError(f"{folder} holds nothing that is known here; {_allowed()} is needed")
+
+
+def _is_foreign(path: Path) -> bool:
+    from megabert.formats.checkpoints import find_format
+
+    return find_format(path) is not None
 
 
 def _prefix(path: Path) -> Path | None:
@@ -106,5 +116,9 @@ def model_folder(path: Path) -> Path:
         raise ValueError(
             f"{found.path} is a training checkpoint, which only training reads; the model of its run, in Transformers' "
             f"format, is {run / 'model'}"
+        )
+    if found.kind == "foreign":
+        raise ValueError(
+            f"{found.path} is {found.name}: make a model's folder of it with `megabert convert {found.path} FOLDER`"
         )
     raise ValueError(f"{path} is {found.name}; a model's folder or a run folder is needed")

@@ -6,7 +6,6 @@ keys are far smaller than those of queries. Taken in a wrong order, the three pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from megabert.formats.checkpoint import Checkpoint
@@ -48,7 +47,8 @@ def _slice(tensor: Any, begin: int, length: int) -> Any:
 
 def doubt(checkpoint: Checkpoint, taken: Order, ranks: int = 1) -> str | None:
     """A warning when another order than `taken` fits the biases far better; None when all is well, or nothing tells."""
-    found: Mapping[Order, float | None] = {order: contrast(checkpoint, taken, order, ranks) for order in ORDERS}
+    orders: tuple[Order, ...] = ("v0", "v1", "v2")
+    found = {order: contrast(checkpoint, taken, order, ranks) for order in orders}
     mine = found[taken]
     if mine is None:
         return None

@@ -62,7 +62,7 @@ def write(tensors: Mapping[str, LazyTensor], path: Path) -> None:
         for tensor in tensors.values():
             if tensor.numbers:
                 flat = tensor.load().contiguous().reshape(-1)
-                _write_all(file, memoryview(flat.view(torch.uint8).numpy()))
+                _write_all(file, flat.view(torch.uint8).numpy().data)
 
 
 def _write_all(file: object, data: bytes | memoryview) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from megabert.formats.checkpoint import LazyTensor
 from megabert.formats.unpickle_globals import STORAGES, contiguous
@@ -49,7 +50,7 @@ class _Pickler(pickle.Pickler):
         reference = _Reference(str(len(self.references)), obj)
         self.references.append(reference)
         arguments = (reference, 0, obj.shape, contiguous(obj.shape), False, OrderedDict())
-        return torch._utils._rebuild_tensor_v2, arguments
+        return _rebuild_tensor_v2, arguments
 
 
 def save(data: Any, target: Path | IO[bytes]) -> None:

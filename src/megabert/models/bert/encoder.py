@@ -6,7 +6,8 @@ Classes, arguments, outputs and state-dict keys are those of Transformers' Megat
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ from megabert.models.bert.layers import (
 from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask
 
 logger = logging.get_logger(__name__)
+
+Opener = Callable[[Any, Mapping[str, Any]], tuple[MegatronBertConfig, dict[str, Tensor]] | None]
+"""(path or name, keywords of `from_pretrained`) -> config and weights by Transformers' names; None: not one of its."""
 
 UNDIVIDED = ["MegatronBertEmbeddings", "MegatronBertLayer"]
 """Modules that `device_map` keeps on one device."""
@@ -114,6 +118,23 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = UNDIVIDED
+    open_elsewhere: ClassVar[Opener | None] = None
+    """What reads checkpoints that Transformers does not know; `megabert` sets it, this room knows no format."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """As Transformers', and from a checkpoint of every format that this package opens.
+
+        Raises:
+            ValueError, OSError: the checkpoint is damaged, or there is none.
+        """
+        opener = MegatronBertPreTrainedModel.open_elsewhere
+        found = opener(pretrained_model_name_or_path, kwargs) if opener is not None else None
+        if found is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config, tensors = found
+        kwargs.setdefault("config", config)
+        return super().from_pretrained(None, *args, state_dict=tensors, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,52 @@
+"""What `from_pretrained` of this package's models opens beyond Transformers' own folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import MegatronBertConfig
+
+from megabert.formats import named_models
+from megabert.formats.checkpoint import PRE_LAYERNORM
+from megabert.formats.checkpoints import find_format, open_checkpoint
+from megabert.formats.huggingface_checkpoint import theirs
+
+
+def opened(source: Any, keywords: Mapping[str, Any]) -> tuple[MegatronBertConfig, dict[str, Tensor]] | None:
+    """Config and weights of a checkpoint of another format than Transformers', under Transformers' names.
+
+    Args:
+        source: a path, or the name of a published model.
+        keywords: those of `from_pretrained`; weights given in them (`state_dict`, `gguf_file`) win.
+
+    Returns:
+        None: it is Transformers' business: one of its folders, a name on the hub, or nothing at all.
+
+    Raises:
+        ValueError: it is a checkpoint, but damaged, or of a post-LayerNorm BERT.
+    """
+    if not isinstance(source, str | os.PathLike) or keywords.get("state_dict") is not None or keywords.get("gguf_file"):
+        return None
+    path = Path(source).expanduser()
+    if path.exists():
+        if find_format(path) in (None, "huggingface"):
+            return None
+    elif not _is_published(str(source)):
+        return None
+    checkpoint = open_checkpoint(source, optimizer=False)
+    if checkpoint.family != PRE_LAYERNORM:
+        raise ValueError(f"{source} is a post-LayerNorm BERT, no Megatron BERT: `megabert convert` makes it a folder "
+                         "for transformers.BertForPreTraining")  # fmt: skip
+    config, tensors, _ = theirs(checkpoint)
+    config = {name: value for name, value in config.items() if name != "model_type"}
+    prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
+    return MegatronBertConfig(**config), {prefix + name: tensor.load() for name, tensor in tensors.items()}
+
+
+def _is_published(name: str) -> bool:
+    wanted = named_models.canonical(name)
+    return any(wanted in {named_models.canonical(known.name), *known.spellings} for known in named_models.KNOWN)
