@@ -40,8 +40,8 @@ def _overview() -> str:
     )
 
 
-def _fail(program: str, error: Exception) -> int:
-    """Print one line for a user's mistake; the whole trace when MEGABERT_TRACEBACK is set."""
+def fail(program: str, error: Exception) -> int:
+    """Print one line for a user's mistake and return its exit status; raise it when MEGABERT_TRACEBACK is set."""
     if os.environ.get("MEGABERT_TRACEBACK"):
         raise error
     if isinstance(error, OSError) and error.strerror:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = configuration.parse(module.Config, arguments[1:], program=program, description=module.__doc__ or "")
         module.run(config)
     except (ValueError, OSError) as error:
-        return _fail(program, error)
+        return fail(program, error)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130

@@ -63,7 +63,10 @@ def run(config: Config) -> None:
     found = look(config.path)
     if found.kind == "model" and not any(found.path.glob("*.safetensors")):
         found = found._replace(kind="foreign")  # its weights are a pickle, which only formats reads
-    describe = {"foreign": _foreign, "model": _model, "run": _run, "checkpoint": _checkpoint, "data": _data, "tokenizer": _tokenizer}
+    describe = {
+        "foreign": _foreign, "model": _model, "run": _run, "checkpoint": _checkpoint, "data": _data,
+        "tokenizer": _tokenizer,
+    }  # fmt: skip
     facts = {"kind": found.kind, "path": str(found.path), **describe[found.kind](found.path, config)}
     if config.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))

@@ -69,7 +69,9 @@ def assemble(
         ValueError: it is no BERT, or not whole; file and key are named.
     """
     first = shards[0, 0]
-    notes = [*layout.notes, *_version_notes(first, order)]
+    cut = f"{layout.tensor_ranks} tensor x {layout.stages} pipeline ranks"
+    cut += f" x {len(first.chunks)} chunks" if len(first.chunks) > 1 else ""
+    notes = [*layout.notes, cut, *_version_notes(first, order)]
     left_out = sorted({name for rank in ranks for name in rank if bert_names.canonical(name) is None})
     if left_out:
         notes.append(f"left out, no weight of a BERT: {', '.join(left_out[:5])}{' ...' if len(left_out) > 5 else ''}")

@@ -65,6 +65,8 @@ def _look_into(folder: Path) -> Found:
     if "latest" in has or any(_STEP.fullmatch(name) for name in has):
         run = folder.resolve().parent
         return Found("run", run if (run / "checkpoints").resolve() == folder.resolve() else folder)
+    if _is_foreign(folder):
+        return Found("foreign", folder)  # before a tokenizer: one may lie in it
     if has & {"tokenizer.json", "vocab.txt"}:
         return Found("tokenizer", folder)
     indexed = sorted(name for name in has if name.endswith(".idx"))
@@ -72,8 +74,6 @@ def _look_into(folder: Path) -> Found:
         return Found("data", folder / indexed[0].removesuffix(".idx"))
     if indexed:
         raise ValueError(f"{folder} holds {len(indexed)} indexed data sets; name one of them: {', '.join(indexed[:5])}")
-    if _is_foreign(folder):
-        return Found("foreign", folder)
     raise ValueError(f"{folder} holds nothing that is known here; {_allowed()} is needed")
 
 
