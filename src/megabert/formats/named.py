@@ -109,6 +109,17 @@ def resolve(
     )
 
 
+def is_name(text: str, *, cache: Path | None = None) -> bool:
+    """Whether `resolve` knows a text as a name, without asking a server: a published model, or one of the user's.
+
+    Raises:
+        ValueError: the user's table of names is damaged.
+    """
+    folder = cache_folder() if cache is None else cache
+    published = any(canonical(text) in {canonical(entry.name), *entry.spellings} for entry in KNOWN)
+    return published or text in _read_table(None, folder)[0]
+
+
 def _in_cache(spellings: list[str], folder: Path) -> Place | None:
     for spelling in spellings:
         base = folder / spelling.replace("/", "--")
@@ -213,11 +224,11 @@ def _fetch_published(known: Known, folder: Path, progress: Progress | None, pati
             f"of {', '.join(names())}"
         )
     home = folder / known.name
-    vocabulary = None
-    if known.vocabulary_urls:
-        target = home / "vocab.txt"
-        vocabulary = _fetch(known.name, known.vocabulary_urls, target, known.vocabulary_digest, progress, patience)
-    path = _fetch(known.name, (known.url,), home / known.file, known.digest, progress, patience)
+    path, vocabulary = home / known.file, home / "vocab.txt" if known.vocabulary_urls else None
+    also = f", and {known.vocabulary_urls[0]} at {vocabulary}" if vocabulary and not vocabulary.is_file() else ""
+    _fetch(known.name, (known.url,), path, known.digest, progress, patience, also)
+    if vocabulary is not None:
+        _fetch(known.name, known.vocabulary_urls, vocabulary, known.vocabulary_digest, progress, patience)
     return Place(path=path, vocabulary=vocabulary, said=f"fetched from {known.url}")
 
 
@@ -228,13 +239,14 @@ def _fetch(
     expected: Digest | None,
     progress: Progress | None,
     patience: float,
+    also: str = "",
 ) -> Path:
     """Fetch from the first address that answers.
 
     Raises:
         ValueError: none does, or the network is forbidden; says which file to put where.
     """
-    by_hand = f"fetch {urls[0]} on another machine and put it at {target}"
+    by_hand = f"fetch {urls[0]} on another machine and put it at {target}{also}"
     if target.is_file():
         download.check(target, expected)
         return target
