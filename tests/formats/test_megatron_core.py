@@ -16,6 +16,8 @@ from torch.distributed.checkpoint import save as dcp_save
 from megabert.formats import megatron_core, megatron_core_write
 from megabert.formats.megatron_core_write import Layout
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 
 def write(checkpoint, path, **layout):
     return megatron_core_write.write(checkpoint, path, layout=Layout(**{"divisible_by": 1, **layout}))

@@ -1,5 +1,7 @@
+import made
 import pytest
 
+from megabert.formats import megatron_core_write, nemo_write
 from megabert.formats import open as opening
 
 
@@ -60,3 +62,14 @@ def test_what_is_unknown(tmp_path):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"2 indexed data sets; name one of them: a\.idx, b\.idx"):
         opening.look(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch_dist", "nemo"])
+def test_a_checkpoint_with_its_vocabulary_is_no_tokenizer(tmp_path, kind):
+    checkpoint = made.checkpoint(made.weights(), vocabulary={"vocab.txt": b"[PAD]\n"})
+    if kind == "nemo":
+        nemo_write.write(checkpoint, tmp_path / "x", layout=nemo_write.Layout(folder=True))
+        (tmp_path / "x" / "vocab.txt").write_bytes(b"[PAD]\n")
+    else:
+        megatron_core_write.write(checkpoint, tmp_path / "x", layout=megatron_core_write.Layout(kind=kind))
+    assert opening.look(tmp_path / "x").kind == "foreign"

@@ -73,6 +73,12 @@ class TargetOptions:
     transformer_impl: Literal["transformer_engine", "local"] = option(
         "transformer_engine", "names of --to megatron-core --ckpt-format torch"
     )
+    nemo_generation: Literal["1.7", "1.0", "2021-05"] = option(
+        "1.7",
+        "members and names of --to nemo: 1.7 is a MegatronBertModel of NeMo 1.7 to 1.23, 1.0 a task's model of 1.0 to "
+        "1.4, 2021-05 the layout that was documented first",
+    )
+    nemo_ranks: bool = option(False, "a folder of each rank in --to nemo, also where there is only one")
     make_vocab_size_divisible_by: int = option(
         128, "Megatron's formats pad the vocabulary to a multiple of this times the tensor ranks", minimum=1
     )
@@ -219,7 +225,11 @@ def _choices(config: Config, chosen: str) -> dict[str, Any]:
         }  # fmt: skip
     from megabert.formats import nemo_write
 
-    return {"layout": nemo_write.Layout(tensor=ranks[0], pipeline=ranks[1])}
+    layout = nemo_write.Layout(
+        generation=config.nemo_generation, tensor=ranks[0], pipeline=ranks[1], ranks=config.nemo_ranks,
+        divisible_by=config.make_vocab_size_divisible_by,
+    )  # fmt: skip
+    return {"layout": layout}
 
 
 def summary(checkpoint: Checkpoint) -> str:

@@ -79,9 +79,9 @@ def open_checkpoint(
         ValueError: there is nothing, nothing known, or it is damaged; file and key are named.
         OSError: it cannot be read, or fetched.
     """
-    from megabert.formats import named
+    from megabert.formats import download, named
 
-    place = named.resolve(source)
+    place = named.resolve(source, progress=download.show_progress(str(source)))
     found = find_format(place.path)
     if found is None:
         raise ValueError(

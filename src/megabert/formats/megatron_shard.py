@@ -56,7 +56,8 @@ def read_shard(layout: Layout, place: tuple[int, int]) -> Shard:
     for part in parts or [content]:
         chunks.append(dict(_flat(part, region.name)))
     if not any(chunks):
-        raise ValueError(f"{region.name} holds no model (its keys: {', '.join(map(str, list(content)[:8]))})")
+        keys = ", ".join(str(name)[:40] for name in list(content)[:8])
+        raise ValueError(f"{region.name} holds no model (its keys: {keys})")
     return Shard(region.name, tuple(chunks), plain if isinstance(plain, dict) else {}, float(version), content, foreign)
 
 

@@ -73,6 +73,8 @@ class Region:
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of it; fewer at its end."""
+        if offset < 0:
+            raise ValueError(f"{self.name} is damaged: it refers to bytes before its begin")
         wanted = self.length - offset if length is None else min(length, self.length - offset)
         pieces = []
         with self._descriptor() as descriptor:

@@ -135,7 +135,9 @@ def zip_members(region: Region) -> dict[str, Region]:
                     if entry.filename in members:
                         raise ValueError(f"{region.name} is damaged: {entry.filename[:80]!r} occurs twice in it")
                     members[entry.filename] = _member(region, archive, entry)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        except (
+            zipfile.BadZipFile, struct.error, LookupError, NotImplementedError, RuntimeError, EOFError, OSError,
+        ) as error:  # fmt: skip
             raise ValueError(f"{region.name} is damaged: {error}") from None
     return members
 

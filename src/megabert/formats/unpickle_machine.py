@@ -42,7 +42,7 @@ def run(file: IO[bytes], where: str, persistent: Persistent | None = None) -> tu
                 raise ValueError(f"the pickle uses {opcode.name}, which no checkpoint needs")
             handler(machine, argument)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        text = str(error)
+        text = " ".join(str(error)[:400].split())
         raise ValueError(
             text if text.startswith(where) else f"{where} is damaged: {text or type(error).__name__}"
         ) from None
