@@ -46,7 +46,7 @@ def test_bad_lines_are_named_and_do_not_stop(tmp_path):
     assert [item for item in items if isinstance(item, Document)] == [Document("good"), Document("last")]
     bad = {item.line: item.reason for item in items if isinstance(item, BadLine)}
     assert sorted(bad) == [1, 3, 4, 5, 6, 7, 8, 9]
-    assert "not one whole JSON object" in bad[1]
+    assert "is not JSON" in bad[1]
     assert "'text'" in bad[3] and "'body', 'id'" in bad[3]
     assert "not UTF-8" in bad[4]
     assert "empty" in bad[5]

@@ -189,3 +189,23 @@ def test_a_writer_killed_between_its_renames_is_completed(tmp_path):
     again = IndexedWriter(tmp_path / "x", 100, settings={})
     again.finish()
     assert IndexedData(tmp_path / "x").tokens(0, 1).tolist() == [1, 2] and not writer.folder.exists()
+
+
+def test_random_damage_without_checksums_is_an_error_or_harmless(tmp_path):
+    (tmp_path / "m.bin").write_bytes(BIN)
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        content = bytearray(IDX)
+        for place in generator.integers(0, len(IDX), generator.integers(1, 4)):
+            content[place] = generator.integers(0, 256)
+        (tmp_path / "m.idx").write_bytes(
+            content[: generator.integers(0, len(IDX) + 1)] if generator.random() < 0.2 else content
+        )
+        try:
+            data = IndexedData(tmp_path / "m")
+        except ValueError as error:
+            assert "m.idx" in str(error) or "m.bin" in str(error)
+        else:
+            for number in range(data.num_documents):
+                first, last = (int(n) for n in data.documents[number : number + 2])
+                assert len(data.tokens(first, last)) == data.sizes[first:last].sum()

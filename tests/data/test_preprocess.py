@@ -151,7 +151,7 @@ def test_what_cannot_be_read_is_said_and_leaves_nothing(tmp_path, tokenizer):
         ([key], r"no document found; the first of 3 lines .*key.jsonl: line 1: has no key 'text'; its keys are 'body'"),
         (
             [text],
-            r"half.jsonl: line 42: is not JSON.*first of 2 bad lines among 100: more than --max-bad-fraction 0.01",
+            r"half.jsonl: line 42: is not .*first of 2 bad lines among 100: more than --max-bad-fraction 0.01",
         ),
     ):
         for workers in (1, 2):

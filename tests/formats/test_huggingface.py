@@ -64,7 +64,9 @@ def test_plain_transformers_opens_the_folder_and_gives_the_same_logits(saved):
             torch.testing.assert_close(
                 mine[:, :5] if mine.dim() == 3 else mine, other[:, :5] if other.dim() == 3 else other
             )
-    assert transformers.AutoTokenizer.from_pretrained(saved)("a b")["input_ids"] == [2, 5, 6, 3]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(saved)
+    assert tokenizer("a b")["input_ids"] == [2, 5, 6, 3]
+    assert len(tokenizer("a " * 50, truncation=True)["input_ids"]) == 16
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model"]
 
 
@@ -150,6 +152,7 @@ def test_weights_that_do_not_fit(folder, change, message):
         ({"num_hidden_layers": 10**9}, "layers do not fit"), ({"vocab_size": 99}, r"\[24, 16\] there and \[99, 16\]"),
         ({"num_attention_heads": 5}, "describes no model"), ({"hidden_act": "nope"}, "describes no model"),
         ({"model_type": "bert"}, "'megatron-bert' is needed"), ({"hidden_size": "big"}, "describes no model"),
+        ({"num_labels": 10**8}, "num_labels 100,000,000"), ({"vocab_size": 10**15}, "vocab_size"),
     ],
 )  # fmt: skip
 def test_configs_that_do_not_fit(folder, changes, message):
@@ -231,7 +234,7 @@ def write_and_die(folder, tokenizer, countdown):
 
 
 def test_kill_in_the_middle_leaves_a_whole_model(folder, tokenizer):
-    # Three files of the tokenizer with their folder, the five files of the model, its folder; at last, renamed, the parent.
+    # Three files of the tokenizer with their folder, five files of the model, its folder; renamed at last, the parent.
     for countdown in range(1, 14):
         write_and_die(folder, tokenizer, countdown)
         assert huggingface.read_facts(folder).config["num_hidden_layers"] == (1 if countdown == 13 else 2)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 
 import megabert
 from megabert.formats import huggingface
@@ -130,3 +131,12 @@ def test_pair_meaning_follows_the_task_of_the_config(tokenizer):
     assert "swapped" in Predictor(make_model(pair_task="sop"), tokenizer).pair_meaning
     assert "another document" in Predictor(make_model(pair_task="nsp"), tokenizer).pair_meaning
     assert "follows the first" in Predictor(make_model(), tokenizer).pair_meaning
+
+
+def test_answers_equal_those_of_transformers_pipeline(tmp_path, tokenizer):
+    huggingface.write(make_model("MegatronBertForMaskedLM", vocab_size=len(TOKENS)), tokenizer, tmp_path / "model")
+    pipeline = transformers.pipeline("fill-mask", model=str(tmp_path / "model"), top_k=4)
+    ((ours,),) = Predictor.from_path(tmp_path / "model").fill_mask(["a b [MASK] c"], top_k=4)
+    theirs = pipeline("a b [MASK] c")
+    assert [guess.token for guess in ours] == [TOKENS[guess["token"]] for guess in theirs]
+    assert [guess.probability for guess in ours] == pytest.approx([guess["score"] for guess in theirs], abs=1e-5)

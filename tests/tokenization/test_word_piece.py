@@ -157,3 +157,17 @@ def test_windows_line_ends_and_byte_order_mark(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*SPECIAL, "a", ""]).encode())
     assert word_piece.load(path).tokens == [*SPECIAL, "a"]
+
+
+def test_special_tokens_of_other_names_and_of_older_files(tmp_path):
+    names = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    write_vocabulary(tmp_path, ["a", *names.values(), "b"])
+    config = {f"{role}_token": {"content": name, "__type": "AddedToken"} for role, name in names.items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = word_piece.load(tmp_path)
+    assert tokenizer.special_ids == (1, 2, 3, 4, 5)
+    assert tokenizer.encode_batch(["a <mask> B z"]) == [[0, 5, 6, 2]]
+    tokenizer.save(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs("a <mask>")["input_ids"] == [3, 0, 5, 4]
+    assert word_piece.load(tmp_path / "saved").special_ids == (1, 2, 3, 4, 5)

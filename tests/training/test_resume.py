@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,13 @@ def test_latest_follows_and_old_ones_go(tmp_path):
     assert files(checkpoints.folder) == {"latest", "best", "step-00000002", "step-00000004", "step-00000005"}
     for start in (tmp_path, checkpoints.folder, checkpoints.folder / "step-00000005"):
         assert find(start) == checkpoints.folder / "step-00000005"
+
+
+def test_a_checkpoint_that_a_user_removed_is_not_missed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    shutil.rmtree(checkpoints.save(1, snapshot(), best=True))
+    checkpoints.save(2, snapshot())
+    assert checkpoints.steps() == [2]
 
 
 def test_all_are_kept_at_zero(tmp_path):

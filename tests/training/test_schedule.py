@@ -1,6 +1,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megabert.training.schedule import Schedule, make_schedule
 
@@ -48,6 +50,23 @@ def test_wsd_stays_then_falls_in_its_last_part(style, expected):
     assert wsd(500) == 1.0 and wsd(700) == 1.0
     assert wsd(800) == pytest.approx(0.1 + 0.9 * expected, rel=1e-12)
     assert wsd(1100) == pytest.approx(0.1)
+
+
+@given(
+    style=st.sampled_from(["linear", "cosine", "constant", "exponential", "inverse-square-root", "WSD"]),
+    wsd_style=st.sampled_from(["linear", "cosine", "exponential", "minus_sqrt"]),
+    warmup=st.integers(0, 500),
+    after=st.integers(1, 2000),
+    samples=st.integers(0, 4000),
+)
+def test_a_rate_is_between_its_ends_and_falls_after_the_warm_up(style, wsd_style, warmup, after, samples):
+    made = schedule(style=style, wsd_style=wsd_style, warmup=warmup, decay=warmup + after, wsd_decay=max(1, after // 3))
+    rate, later = made(samples), made(samples + 1)
+    assert 0.0 <= rate <= 1.0 + 1e-12
+    if samples < warmup:
+        assert later > rate
+    else:
+        assert rate >= 0.1 - 1e-12 and later <= rate + 1e-12
 
 
 def test_lengths_in_iterations_become_samples():

@@ -60,7 +60,9 @@ def run(config: Config) -> None:
 
     import torch
 
+    from megabert.data.collate import trimmed
     from megabert.models.losses import PretrainingObjective
+    from megabert.training.loader import stacked
     from megabert.training.loop import Trainer
 
     cache = config.data_cache_path or folder.parent / "cache"
@@ -73,6 +75,8 @@ def run(config: Config) -> None:
     trainer = Trainer(
         model, PretrainingObjective(config.pairs), sets.train, sets.valid, config, folder=folder, device=device,
         identity=_identity(config, tokenizer, sources),
+        # Full rows have nothing to trim, and compiled code wants one shape.
+        stack=stacked if config.pack or config.compile else trimmed,
     )  # fmt: skip
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +206,7 @@ def _model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
     model = MegatronBertForPreTraining(
         make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
     )
+    model.config.pair_task = config.pairs  # what the sentence-pair head was asked; `predict` says it
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable()
     return model

@@ -219,7 +219,7 @@ def _read_json(record: bytes, text_key: str) -> Document:
     try:
         value: Any = json.loads(record.decode())
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not one whole JSON object: {error.msg} (character {error.pos + 1})") from None
+        raise ValueError(f"is not JSON: {error.msg} (character {error.pos + 1} of what must be one object)") from None
     except RecursionError:
         raise ValueError("is JSON nested too deeply") from None
     if not isinstance(value, dict):

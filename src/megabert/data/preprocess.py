@@ -130,6 +130,18 @@ class _Reporter:
         self._last = time.monotonic()
 
 
+def _settings(inputs: Sequence[Path], tokenizer: Tokenizer, reading: Reading) -> dict[str, Any]:
+    """What must be equal for interrupted work to be taken up."""
+    for path in inputs:
+        if not path.is_file():
+            raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
+    return {
+        "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
+        "tokenizer": tokenizer.fingerprint(),
+        "reading": asdict(reading),
+    }
+
+
 def tokenize(
     inputs: Sequence[Path],
     tokenizer: Tokenizer,
@@ -161,16 +173,9 @@ def tokenize(
     """
     reading = reading or Reading()
     tell = _Reporter(on_progress, seconds_between_reports)
-    for path in inputs:
-        if not path.is_file():
-            raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
+    settings = _settings(inputs, tokenizer, reading)
     size = sum(path.stat().st_size for path in inputs)
     workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
-    settings = {
-        "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
-        "tokenizer": tokenizer.fingerprint(),
-        "reading": asdict(reading),
-    }
     with IndexedWriter(
         prefix, tokenizer.vocabulary_size, fingerprint=settings["tokenizer"], settings=settings
     ) as writer:

@@ -26,6 +26,8 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 _LARGEST_JSON = 16 << 20
 _SHOWN_NAMES = 3
+_MOST_LABELS = 1_000_000
+_MOST_OF_ANYTHING = 1_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +158,7 @@ def write(model: PreTrainedModel, tokenizer: Tokenizer | None, folder: Path) -> 
         _name_headless(temporary / "config.json")
         if tokenizer is not None:
             tokenizer.save(temporary)
+            _tell_longest(temporary / "tokenizer_config.json", model.config.max_position_embeddings)
         for path in temporary.iterdir():
             _sync(path)
         runtime.sync_folder(temporary)
@@ -181,6 +184,11 @@ def _name_headless(path: Path) -> None:
     if config.get("add_binary_head") is False and config.get("architectures") == ["MegatronBertForPreTraining"]:
         config["architectures"] = ["MegatronBertForMaskedLM"]
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _tell_longest(path: Path, positions: int) -> None:
+    """Let Transformers' `truncation=True` cut where the model's positions end."""
+    path.write_text(json.dumps(_read_json(path) | {"model_max_length": positions}, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(path: Path) -> None:
@@ -260,6 +268,10 @@ def _expected(
     facts: Facts, model_class: type[PreTrainedModel]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, set[str]]]:
     """(name -> shape that the class needs, name -> names that are the same parameter)."""
+    for name, value in facts.config.items():
+        # No model has so many of anything; Transformers would make a table of that many labels.
+        if isinstance(value, int) and value > (_MOST_LABELS if name == "num_labels" else _MOST_OF_ANYTHING):
+            raise ValueError(f"{facts.folder / 'config.json'} describes no model: {name} {value:,} is too large")
     try:
         config = MegatronBertConfig.from_dict(dict(facts.config))
         layers = config.num_hidden_layers

@@ -68,23 +68,25 @@ def train(
 
 def _count_words(texts: Iterable[str], lower_case: bool, on_progress: Callable[[int], None] | None) -> Counter[str]:
     """How often each word occurs, cleaned and split as the tokenizer will do it."""
-    normalizer = word_piece.make_normalizer(lower_case)
     blocks: Counter[str] = Counter()
     read = 0
     for text in texts:
-        blocks.update(normalizer.normalize_str(text).split())
+        blocks.update(text.split())
         read += len(text)
         if on_progress is not None:
             on_progress(read)
         if len(blocks) > _MAXIMUM_WORDS:
             blocks = Counter({block: count for block, count in blocks.items() if count > 1})
+    # Cleaning looks at characters one by one, so it can wait until equal blocks are one, and is done once for each.
+    normalizer = word_piece.make_normalizer(lower_case)
     splitter = pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
     for block, count in blocks.items():
-        if block.isalnum():
-            words[block] += count
+        clean = normalizer.normalize_str(block)
+        if clean.isalnum():
+            words[clean] += count
         else:
-            for word, _ in splitter.pre_tokenize_str(block):
+            for word, _ in splitter.pre_tokenize_str(clean):
                 words[word] += count
     return Counter({word: count for word, count in sorted(words.items()) if len(word) <= _LONGEST_WORD})
 

@@ -113,14 +113,16 @@ class Checkpoints:
             else:
                 temporary.rename(final)
             runtime.sync_folder(self.folder)
-            self.point("latest", step)
+            # `best` first: killed in between, the run goes on from before and comes to this checkpoint again.
             if best:
                 self.point("best", step)
+            self.point("latest", step)
         except (OSError, safetensors.SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = reason.removeprefix("Error while serializing: I/O error: ")
             raise OSError(
                 f"cannot write the checkpoint {final}: {reason}; nothing half-written was left, and earlier "
-                "checkpoints are whole"
+                "checkpoints are whole: make room (a smaller --keep-last takes less) and run the same command again"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -150,7 +152,7 @@ class Checkpoints:
     def _remove_old(self) -> None:
         if not self.keep_last:
             return
-        pointed = {path.name for path in (self.named("latest"), self.named("best")) if path is not None}
+        pointed = {_name_in(self.folder / pointer) for pointer in ("latest", "best")}
         for step in self.steps()[: -self.keep_last]:
             if folder_name(step) not in pointed:
                 # Out of sight first, so that a kill in the middle leaves no half checkpoint behind.
@@ -159,13 +161,20 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _follow(pointer: Path) -> Path | None:
+def _name_in(pointer: Path) -> str | None:
+    """What a pointer says, whether it is there or not; None without a pointer."""
     try:
-        name = pointer.read_text(encoding="utf-8").strip()
+        return pointer.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        name = "(not text)"
+        return "(not text)"
+
+
+def _follow(pointer: Path) -> Path | None:
+    name = _name_in(pointer)
+    if name is None:
+        return None
     if not _STEP.fullmatch(name) or not (pointer.parent / name).is_dir():
         raise ValueError(
             f"{pointer} names {name[:80]!r}, which is no checkpoint there; write the name of a whole one into it"
