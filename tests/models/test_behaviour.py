@@ -450,3 +450,20 @@ def test_fill_mask_pipeline(tmp_path):
     fill = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
     answers = fill("the [MASK] sat on the mat", top_k=3)
     assert len(answers) == 3 and all(answer["token_str"] in words for answer in answers)
+
+
+def test_a_training_batch_compiles_to_one_graph(ids):
+    """Packed rows with masked places and dropout of 0: the captured graph answers as the model does."""
+    model = make().train()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    inputs = {
+        "input_ids": ids,
+        "sample_ids": torch.tensor([[1] * 6 + [2] * 6] * 3),
+        "sample_starts": torch.tensor([[0, 6]] * 3),
+        "masked_positions": torch.tensor([[1, 4, 0], [2, 3, 5], [7, 0, 0]]),
+    }
+    given, expected = compiled(**inputs), model(**inputs)
+    assert_near(given.prediction_logits, expected.prediction_logits)
+    assert_near(given.seq_relationship_logits, expected.seq_relationship_logits)
+    given.prediction_logits.square().sum().backward()
+    assert model.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
