@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -92,7 +91,8 @@ def job(name: str, source: Path, target: Path) -> None:
         choices = {"layout": megatron_write.Layout(tensor=int(ranks))} if format == "megatron" else {}
         save_checkpoint(open_checkpoint(source), target, format=format, **choices)
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))  # mapped files included
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
 
@@ -148,8 +148,8 @@ def main() -> None:
                 [measured("huggingface:1", folder / "large", folder / "out")], size, idle
             )
     for kind, found in results.items():
-        print(f"{kind:<22} {found['seconds']:6.2f} s  {found['bytes'] / 1e9:5.2f} GB  peak {found['peak'] / 1e6:8,.0f} MB"
-              f" (over the idle process: {found['over']:.2f} x the file)")  # fmt: skip
+        print(f"{kind:<22} {found['seconds']:6.2f} s  {found['bytes'] / 1e9:5.2f} GB  "
+              f"peak {found['peak'] / 1e6:8,.0f} MB (over the idle process: {found['over']:.2f} x the file)")  # fmt: skip
     print(f"theirs / ours: {results['theirs']['seconds'] / results['huggingface:1']['seconds']:.2f} x the time")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -192,7 +192,6 @@ def test_labels_at_masked_positions(ids, labels):
     places = torch.tensor([[1, 4, 0], [2, 3, 5], [7, 0, 0]])
     at_places = labels.gather(1, places)
     at_places[0, 2] = at_places[2, 1:] = -100
-    spread = torch.full_like(labels, -100).scatter_(1, places[:, :1], at_places[:, :1])
     assert_near(
         model(ids, masked_positions=places, labels=at_places).loss,
         torch.nn.functional.cross_entropy(
@@ -200,9 +199,28 @@ def test_labels_at_masked_positions(ids, labels):
             at_places,
         ),
     )
-    assert model(ids, masked_positions=places[:, :1], labels=spread).loss.isfinite()
-    with pytest.raises(ValueError, match="fit neither"):
-        model(ids, masked_positions=places, labels=labels[:, :5])
+    with pytest.raises(ValueError, match="do not fit masked_positions"):
+        model(ids, masked_positions=places, labels=labels)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["MegatronBertForPreTraining", "MegatronBertForMaskedLM"])
+@pytest.mark.parametrize("changes", [{}, {"is_decoder": True, "use_cache": False}, {"num_hidden_layers": 1}])
+def test_the_last_layer_may_work_for_masked_places_only(ids, kernel, name, changes):
+    """Without work for the others: same logits and gradients as when all hidden states are asked for."""
+    places = torch.tensor([[1, 4, 0], [2, 3, 5], [7, 0, 0]])
+    inputs = {"masked_positions": places, "sample_ids": torch.tensor([[1] * 5 + [2] * 5 + [0] * 2] * 3)}
+    if name == "MegatronBertForPreTraining":
+        inputs["sample_starts"] = torch.tensor([[0, 5]] * 3)
+    results = []
+    for recorded in (False, True):
+        model = make(name, kernel, **changes)
+        output = model(ids, output_hidden_states=recorded, **inputs)
+        kept = [value for key, value in output.items() if key != "hidden_states"]
+        sum(value.square().sum() for value in kept).backward()
+        results.append([*kept, *gradients(model).values()])
+    for one, other in zip(*results, strict=True):
+        assert_near(one, other, 1e-4)
 
 
 def test_pretraining_with_one_of_two_labels(ids, labels):
@@ -432,3 +450,20 @@ def test_fill_mask_pipeline(tmp_path):
     fill = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
     answers = fill("the [MASK] sat on the mat", top_k=3)
     assert len(answers) == 3 and all(answer["token_str"] in words for answer in answers)
+
+
+def test_a_training_batch_compiles_to_one_graph(ids):
+    """Packed rows with masked places and dropout of 0: the captured graph answers as the model does."""
+    model = make().train()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    inputs = {
+        "input_ids": ids,
+        "sample_ids": torch.tensor([[1] * 6 + [2] * 6] * 3),
+        "sample_starts": torch.tensor([[0, 6]] * 3),
+        "masked_positions": torch.tensor([[1, 4, 0], [2, 3, 5], [7, 0, 0]]),
+    }
+    given, expected = compiled(**inputs), model(**inputs)
+    assert_near(given.prediction_logits, expected.prediction_logits)
+    assert_near(given.seq_relationship_logits, expected.seq_relationship_logits)
+    given.prediction_logits.square().sum().backward()
+    assert model.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0

@@ -60,7 +60,9 @@ def run(config: Config) -> None:
 
     import torch
 
+    from megabert.data.collate import trimmed
     from megabert.models.losses import PretrainingObjective
+    from megabert.training.loader import stacked
     from megabert.training.loop import Trainer
 
     cache = config.data_cache_path or folder.parent / "cache"
@@ -73,6 +75,8 @@ def run(config: Config) -> None:
     trainer = Trainer(
         model, PretrainingObjective(config.pairs), sets.train, sets.valid, config, folder=folder, device=device,
         identity=_identity(config, tokenizer, sources),
+        # Full rows have nothing to trim, and compiled code wants one shape.
+        stack=stacked if config.pack or config.compile else trimmed,
     )  # fmt: skip
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,8 @@ _STRING = re.compile(r"""(?P<quotes>\"\"\"|\'\'\')(?P<body>.*?)(?<!\\)(?P=quotes
 _PREFIX = re.compile(r"[A-Za-z]*$")
 # Long enough for a few training samples, short enough that held-out documents are many.
 _DOCUMENT_CHARACTERS = 6000
-# How often a sentence may occur, names and numbers apart.
-_REPEATS = 1
+# How often a sentence may occur, names and numbers apart: phrases that documentation lives on, not whole templates.
+_REPEATS = 8
 # Read as what it names, not as text, by a tokenizer.
 _SPECIAL = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK)\]")
 _NAME = re.compile(r"\S*[A-Z0-9_]\S*")

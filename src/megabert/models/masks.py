@@ -119,6 +119,15 @@ def own_mask(
     return additive(allowed, dtype)
 
 
+def rows_of_mask(mask: Tensor | None, positions: Tensor) -> Tensor | None:
+    """The rows of a mask [batch or 1, heads or 1, query or 1, key] at `positions` [batch, wanted] of the queries."""
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    batch, key = positions.shape[0], mask.shape[3]
+    chosen = positions[:, None, :, None].expand(-1, mask.shape[1], -1, key)
+    return mask.expand(batch, -1, -1, -1).gather(2, chosen)
+
+
 def _within(sample_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """`same_sample` as a function of indices, the form in which Transformers builds masks."""
 

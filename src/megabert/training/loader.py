@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -53,15 +53,27 @@ class _Guarded:
 Arrays = dict[str, np.ndarray]
 
 
-def _stack(rows: Sequence[Arrays | Exception]) -> Arrays | Exception:
-    """Rows -> arrays with a leading dimension, or the first error among them.
+Stack = Callable[[Sequence[Arrays]], Arrays]
+
+
+def stacked(rows: Sequence[Arrays]) -> Arrays:
+    """Rows -> arrays with a leading dimension."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class _Guard:
+    """Rows -> arrays, or the first error among them.
 
     They stay numpy arrays until they have left their worker process: torch would send each tensor through shared
     memory, for which it opens a connection and a file descriptor; measured, eight small ones cost 5 ms that way.
     """
-    bad = [row for row in rows if isinstance(row, Exception)]
-    good = [row for row in rows if not isinstance(row, Exception)]
-    return bad[0] if bad else {key: np.stack([row[key] for row in good]) for key in good[0]}
+
+    def __init__(self, stack: Stack):
+        self.stack = stack
+
+    def __call__(self, rows: Sequence[Arrays | Exception]) -> Arrays | Exception:
+        bad = [row for row in rows if isinstance(row, Exception)]
+        return bad[0] if bad else self.stack([row for row in rows if not isinstance(row, Exception)])
 
 
 def _to_batch(arrays: Arrays | Exception, device: torch.device) -> Batch:
@@ -74,7 +86,7 @@ def _to_batch(arrays: Arrays | Exception, device: torch.device) -> Batch:
 
 def collate(rows: Sequence[Arrays]) -> Batch:
     """Rows -> one batch, with a leading dimension for the rows."""
-    return _to_batch(_stack(rows), torch.device("cpu"))
+    return _to_batch(stacked(rows), torch.device("cpu"))
 
 
 def _quiet_worker(_: int) -> None:
@@ -107,6 +119,7 @@ class Batches:
         start, stop: rows `[start, stop)` are read; whole updates only.
         workers: processes that prepare rows ahead; 0 prepares them here.
         device: batches for a GPU are put into pinned memory.
+        stack: how rows become a batch; it may leave out what is padding in all of them.
 
     Attributes:
         waited: seconds that the reader waited for rows so far.
@@ -122,12 +135,13 @@ class Batches:
         stop: int,
         workers: int,
         device: torch.device,
+        stack: Stack = stacked,
     ):
         assert global_batch % micro_batch == 0 and (stop - start) % global_batch == 0
         self.per_update = global_batch // micro_batch
         self.device = device
         self.waited = 0.0
-        self._batches = iter(_make_loader(rows, _Cuts(start, stop, micro_batch), workers))
+        self._batches = iter(_make_loader(rows, _Cuts(start, stop, micro_batch), workers, stack))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
@@ -163,11 +177,11 @@ class Batches:
             shut_down()
 
 
-def _make_loader(rows: Rows, cuts: _Cuts, workers: int) -> DataLoader:
+def _make_loader(rows: Rows, cuts: _Cuts, workers: int, stack: Stack) -> DataLoader:
     return DataLoader(
         _Guarded(rows),  # type: ignore[arg-type]
         batch_sampler=cuts,  # type: ignore[arg-type]
-        collate_fn=_stack,
+        collate_fn=_Guard(stack),
         num_workers=workers,
         worker_init_fn=_quiet_worker if workers else None,
         prefetch_factor=4 if workers else None,
@@ -176,12 +190,14 @@ def _make_loader(rows: Rows, cuts: _Cuts, workers: int) -> DataLoader:
     )
 
 
-def evaluation_batches(rows: Rows, *, batch: int, limit: int, workers: int, device: torch.device) -> Iterator[Batch]:
+def evaluation_batches(
+    rows: Rows, *, batch: int, limit: int, workers: int, device: torch.device, stack: Stack = stacked
+) -> Iterator[Batch]:
     """The first `limit` rows (or all, when there are fewer) in batches; the last one may be smaller.
 
     Raises:
         ValueError, OSError: as raised by the rows.
     """
     stop = min(limit, len(rows))
-    for item in _make_loader(rows, _Cuts(0, stop, batch), workers):
+    for item in _make_loader(rows, _Cuts(0, stop, batch), workers, stack):
         yield _to_batch(item, device)

@@ -13,7 +13,7 @@ from torch import nn
 
 from megabert.training import resume, snapshot
 from megabert.training.evaluate import Evaluation, evaluate
-from megabert.training.loader import Batches, Rows, evaluation_batches
+from megabert.training.loader import Batches, Rows, Stack, evaluation_batches, stacked
 from megabert.training.meter import Meter, count_real_tokens
 from megabert.training.objective import Batch, Objective
 from megabert.training.options import TrainingOptions, rows_of, steps_of
@@ -62,6 +62,7 @@ class Trainer:
             with other values is refused.
         device: left out, where the model is.
         count_tokens: real tokens of a batch.
+        stack: how rows become a batch; it may leave out what is padding in all of them.
         say: takes lines for people.
 
     Raises:
@@ -80,6 +81,7 @@ class Trainer:
         identity: Mapping[str, str] | None = None,
         device: torch.device | None = None,
         count_tokens: Callable[[Batch], int] = count_real_tokens,
+        stack: Stack = stacked,
         say: Callable[[str], None] = _print,
     ):
         self.model = model
@@ -90,6 +92,7 @@ class Trainer:
         self.folder = folder
         self.identity = {**(identity or {}), "optimizer": options.optimizer}
         self.count_tokens = count_tokens
+        self.stack = stack
         self.say = say
         self.rows = rows_of(options)
         self.steps = steps_of(options)
@@ -224,7 +227,12 @@ class Trainer:
         """Losses and accuracies on the first --eval-iters x --eval-batch-size of the rows; None when given up."""
         size = self.options.eval_batch_size or self.options.batch_size
         batches = evaluation_batches(
-            rows, batch=size, limit=size * self.options.eval_iters, workers=self.options.num_workers, device=self.device
+            rows,
+            batch=size,
+            limit=size * self.options.eval_iters,
+            workers=self.options.num_workers,
+            device=self.device,
+            stack=self.stack,
         )
         return evaluate(self.model, self.objective, batches, device=self.device, stop=stop)
 
@@ -332,6 +340,7 @@ class Trainer:
             stop=start + left * self.rows,
             workers=self.options.num_workers,
             device=self.device,
+            stack=self.stack,
         )
 
     def _write(self, record: dict[str, Any]) -> None:

@@ -29,8 +29,9 @@ from megabert.models.bert.layers import (
     MegatronBertLayer,
     MegatronBertPooler,
     OutputLinear,
+    places,
 )
-from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask
+from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask, rows_of_mask
 
 logger = logging.get_logger(__name__)
 
@@ -68,9 +69,13 @@ class MegatronBertEncoder(nn.Module):
         use_cache: bool = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        positions: Tensor | None = None,
         **kwargs: object,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Run the layers over [batch, seq, hidden].
+
+        With `positions` [batch, wanted] the result is [batch, wanted, hidden], the places that are wanted: the last
+        layer then does no more than these need. The masks must be this package's own.
 
         `hidden_states` of the result has one entry more than there are layers: the embeddings, each layer's output but
         the last one's, and the normalised output.
@@ -83,8 +88,11 @@ class MegatronBertEncoder(nn.Module):
         states: list[Tensor] = []
         attentions: list[Tensor | None] = []
         crossings: list[Tensor] = []
-        for layer in self.layer:
+        for index, layer in enumerate(self.layer):
             states.append(hidden_states)
+            if positions is not None and index == len(self.layer) - 1:
+                kwargs["positions"] = positions
+                attention_mask = rows_of_mask(attention_mask, positions)
             # Positional: reentrant checkpointing carries gradients through positional arguments only.
             hidden_states, weights, cross_weights = layer(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values,
@@ -184,6 +192,13 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
         """Replace the word embedding."""
         self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
+    def _chosen(self, *given: bool | None) -> tuple[bool, bool, bool]:
+        """Whether to cache, to return attention weights and hidden states: as asked, else as the config says."""
+        config = self.config
+        defaults = (config.use_cache, config.output_attentions, config.output_hidden_states)
+        cache, weights, states = (bool(own if one is None else one) for one, own in zip(given, defaults, strict=True))
+        return cache and config.is_decoder, weights, states
+
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
@@ -240,6 +255,7 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
         *,
         sample_ids: Tensor | None = None,
         sample_starts: Tensor | None = None,
+        wanted_positions: Tensor | None = None,
         **kwargs: object,
     ) -> tuple | BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch.
@@ -249,44 +265,78 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
             attention_mask: as `masks.own_mask`: usually [batch, key], 1 = attend.
             token_type_ids, position_ids: [batch, seq]; zeros and 0, 1, ... when left out.
             encoder_hidden_states, encoder_attention_mask: [batch, key, hidden] and [batch, key], for cross attention.
-            past_key_values: keys and values of earlier calls.
-            use_cache: return a cache (a decoder only).
+            past_key_values, use_cache: keys and values of earlier calls; return them (decoders).
             sample_ids: [batch, seq] for packed rows: attention stays among equal numbers; 0 is padding.
             sample_starts: [batch, samples]: the pooler answers for each of these places.
-            kwargs: handed to a registered attention kernel.
+            wanted_positions: [batch, wanted]: hidden states at these places only; the last layer spares the others.
+            kwargs: for a registered attention kernel.
 
         Returns:
-            Transformers' output, or its tuple, in which `pooler_output` always has its place. `pooler_output` is
-            [batch, hidden], with `sample_starts` [batch, samples, hidden].
+            Transformers' output or tuple; `pooler_output` [batch, hidden], with starts [batch, samples, hidden].
 
         Raises:
             ValueError: both or none of `input_ids` and `inputs_embeds`, masks of a wrong shape, too long sequences.
         """
-        config = self.config
-        output_attentions = bool(config.output_attentions if output_attentions is None else output_attentions)
-        states_wanted = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
-        use_cache = bool(config.is_decoder and (config.use_cache if use_cache is None else use_cache))
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds, and not both")
-        if input_ids is not None and sample_ids is None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        use_cache, output_attentions, states_wanted = self._chosen(use_cache, output_attentions, output_hidden_states)
+        self._check_inputs(input_ids, inputs_embeds, attention_mask, sample_ids)
         hidden = self.embeddings(
             input_ids, token_type_ids, position_ids, inputs_embeds,
             past_key_values_length=0 if past_key_values is None else int(past_key_values.get_seq_length()),
             dtype=self.encoder.dtype,
         )  # fmt: skip
+        whole = output_attentions or states_wanted or use_cache
+        positions = None if whole else self._positions(sample_starts, wanted_positions)
         mask, cross_mask = self._masks(
             hidden, attention_mask, encoder_hidden_states, encoder_attention_mask, sample_ids, past_key_values,
             output_attentions,
         )  # fmt: skip
         encoded = self.encoder(
             hidden, mask, encoder_hidden_states, cross_mask, past_key_values, use_cache, output_attentions,
-            states_wanted, **kwargs,
+            states_wanted, positions=positions, **kwargs,
         )  # fmt: skip
-        sequence = encoded.last_hidden_state
-        output = BaseModelOutputWithPoolingAndCrossAttentions(
-            **{**encoded, "pooler_output": None if self.pooler is None else self.pooler(sequence, sample_starts)}
-        )
-        if config.return_dict if return_dict is None else return_dict:
+        output = self._finish(encoded, sample_starts, wanted_positions, positions)
+        if self.config.return_dict if return_dict is None else return_dict:
             return output
-        return (sequence, output.pooler_output, *output.to_tuple()[1 if self.pooler is None else 2 :])
+        return (*output[:1], output.pooler_output, *output[1 if output.pooler_output is None else 2 :])
+
+    def _check_inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        sample_ids: Tensor | None,
+    ) -> None:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and not both")
+        if input_ids is not None and sample_ids is None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+
+    def _positions(self, sample_starts: Tensor | None, wanted_positions: Tensor | None) -> Tensor | None:
+        """All places that the result depends on: those of the pooler, then the wanted ones."""
+        if wanted_positions is None or self.config._attn_implementation not in OWN_KERNELS or not self.encoder.layer:
+            return None
+        if self.pooler is None:
+            return wanted_positions
+        starts = wanted_positions.new_zeros(len(wanted_positions), 1) if sample_starts is None else sample_starts
+        return torch.cat([starts, wanted_positions], dim=1)
+
+    def _finish(
+        self,
+        encoded: BaseModelOutputWithPastAndCrossAttentions,
+        sample_starts: Tensor | None,
+        wanted_positions: Tensor | None,
+        positions: Tensor | None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """The output, from the encoder's everywhere or (with `positions`) from the encoder's at places."""
+        sequence, pooled = encoded.last_hidden_state, None
+        assert sequence is not None
+        if positions is None:
+            pooled = None if self.pooler is None else self.pooler(sequence, sample_starts)
+            sequence = sequence if wanted_positions is None else places(sequence, wanted_positions)
+        elif self.pooler is not None:
+            count = 1 if sample_starts is None else sample_starts.shape[1]
+            pooled = self.pooler.pool(sequence[:, 0] if sample_starts is None else sequence[:, :count])
+            sequence = sequence[:, count:]
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            **{**encoded, "last_hidden_state": sequence, "pooler_output": pooled}
+        )

@@ -8,7 +8,7 @@ from transformers import MegatronBertConfig
 from transformers.activations import ACT2FN
 
 from megabert.models.bert.config import settings
-from megabert.models.bert.layers import LayerNorm, places
+from megabert.models.bert.layers import LayerNorm
 from megabert.models.losses import IGNORED
 
 TIED = {
@@ -111,8 +111,8 @@ def rows_to_score(
     """The hidden states that need vocabulary logits, and their labels.
 
     Args:
-        hidden: [batch, seq, hidden].
-        labels: [batch, seq]; with `masked_positions` also [batch, places]. -100 where there is none.
+        hidden: [batch, seq, hidden]; with `masked_positions` [batch, places, hidden], those of these places.
+        labels: [batch, seq]; with `masked_positions` [batch, places]. -100 where there is none.
         masked_positions: [batch, places]: logits there only.
         only_labelled: without `masked_positions`: the places that have a label only.
 
@@ -123,15 +123,12 @@ def rows_to_score(
         ValueError: labels of another shape.
     """
     if masked_positions is not None:
-        rows = places(hidden, masked_positions)
         if labels is not None and labels.shape != masked_positions.shape:
-            if labels.shape != hidden.shape[:2]:
-                raise ValueError(
-                    f"labels of shape {list(labels.shape)} fit neither the sequences {list(hidden.shape[:2])} "
-                    f"nor masked_positions {list(masked_positions.shape)}"
-                )
-            labels = labels.gather(1, masked_positions)
-        return rows, labels
+            raise ValueError(
+                f"labels of shape {list(labels.shape)} do not fit masked_positions of shape "
+                f"{list(masked_positions.shape)}: each place has one label"
+            )
+        return hidden, labels
     if labels is None or not only_labelled:
         return hidden, labels
     if labels.shape != hidden.shape[:2]:

@@ -66,7 +66,7 @@ class MegatronBertForMaskedLM(MegatronBertPreTrainedModel):
         encoded = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, encoder_hidden_states,
             encoder_attention_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states,
-            return_dict=True, sample_ids=sample_ids, **kwargs,
+            return_dict=True, sample_ids=sample_ids, wanted_positions=masked_positions, **kwargs,
         )  # fmt: skip
         rows, row_labels = rows_to_score(
             encoded.last_hidden_state, labels, masked_positions, only_labelled=self.training and not full_logits

@@ -26,7 +26,10 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input` [..., hidden]."""
-        if input.dtype == self.weight.dtype or torch.is_autocast_enabled(input.device.type):
+        # On a CPU the kernel itself takes float32 weights with half activations.
+        kind = input.device.type
+        mixed = kind == "cpu" and self.weight.dtype == torch.float32
+        if input.dtype == self.weight.dtype or mixed or torch.is_autocast_enabled(kind):
             return super().forward(input)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
@@ -130,6 +133,7 @@ class MegatronBertSelfAttention(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        positions: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
@@ -139,11 +143,13 @@ class MegatronBertSelfAttention(nn.Module):
             attention_mask: in the form of the kernel in use.
             encoder_hidden_states: [batch, key, hidden]; keys and values come from there when given.
             output_attentions: use the mathematics that has the weights, for this call.
+            positions: [batch, query]: only these places ask, all are asked; the mask has their rows.
 
         Returns:
             [batch, query, hidden] and the weights [batch, heads, query, key], or None.
         """
-        query = self._heads(self.query(hidden_states))
+        asking = hidden_states if positions is None else places(hidden_states, positions)
+        query = self._heads(self.query(asking))
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
         context, weights = attend(
             self, query, key, value, attention_mask,
@@ -184,14 +190,16 @@ class MegatronBertAttention(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        positions: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Arguments and result as `MegatronBertSelfAttention.forward`'s."""
         normed = self.ln(hidden_states)
         context, weights = self.self(
-            normed, attention_mask, encoder_hidden_states, past_key_values, output_attentions, **kwargs
+            normed, attention_mask, encoder_hidden_states, past_key_values, output_attentions, positions, **kwargs
         )
-        return self.output(context, normed if self.residual_after_norm else hidden_states), weights
+        residual = normed if self.residual_after_norm else hidden_states
+        return self.output(context, residual if positions is None else places(residual, positions)), weights
 
 
 class MegatronBertIntermediate(nn.Module):
@@ -244,15 +252,18 @@ class MegatronBertLayer(GradientCheckpointingLayer):
         encoder_attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        positions: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """[batch, seq, hidden] -> the same, the weights of self attention and those of cross attention (or None).
+
+        With `positions` [batch, wanted] the first is [batch, wanted, hidden]: the layer's output at these places.
 
         Raises:
             ValueError: `encoder_hidden_states` for a layer without cross attention.
         """
         hidden, weights = self.attention(
-            hidden_states, attention_mask, None, past_key_values, output_attentions, **kwargs
+            hidden_states, attention_mask, None, past_key_values, output_attentions, positions, **kwargs
         )
         cross_weights = None
         if encoder_hidden_states is not None:
@@ -280,7 +291,10 @@ class MegatronBertPooler(nn.Module):
 
     def forward(self, hidden_states: Tensor, sample_starts: Tensor | None = None) -> Tensor:
         """[batch, seq, hidden] -> [batch, hidden]; with starts [batch, samples] -> [batch, samples, hidden]."""
-        first = hidden_states[:, 0] if sample_starts is None else places(hidden_states, sample_starts)
+        return self.pool(hidden_states[:, 0] if sample_starts is None else places(hidden_states, sample_starts))
+
+    def pool(self, first: Tensor) -> Tensor:
+        """[..., hidden] of first tokens -> [..., hidden]."""
         return self.activation(self.dense(first))
 
 
