@@ -76,6 +76,18 @@ def test_a_cut_download_is_no_model_and_is_gone_on_with(tmp_path):
         assert server.requests[-1] == "bytes=1000-"
 
 
+def test_a_vocabulary_that_failed_is_fetched_by_the_next_call(tmp_path):
+    with serve(WEIGHTS) as server, serve(b"[PAD]\n") as words:
+        words.status = 404
+        known = published(server.url, vocabulary_urls=(words.url,))
+        with pytest.raises(ValueError, match=r"404.*put it at .*vocab\.txt"):
+            named.resolve("test-bert", cache=tmp_path, known=known)
+        words.status = 200
+        place = named.resolve("test-bert", cache=tmp_path, known=known)
+        assert place.vocabulary is not None and place.vocabulary.read_bytes() == b"[PAD]\n"
+        assert len(server.requests) == 1
+
+
 def test_offline_says_which_file_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     url = "http://127.0.0.1:9/model.pt"

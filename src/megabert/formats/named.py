@@ -5,6 +5,7 @@ How a file is fetched is in `download`; how it is read, in the formats.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import tomllib
@@ -90,6 +91,8 @@ def resolve(
     published = next((entry for entry in known if canonical(text) in {canonical(entry.name), *entry.spellings}), None)
     spellings = [text, *([published.name, *sorted(published.spellings)] if published else [])]
     found = _in_cache(spellings, folder)
+    if found is not None and published is not None:
+        return _with_vocabulary(found, published, folder, progress, patience)
     if found is not None:
         return found
     entries, source = _read_table(table, folder)
@@ -230,6 +233,16 @@ def _fetch_published(known: Known, folder: Path, progress: Progress | None, pati
     if vocabulary is not None:
         _fetch(known.name, known.vocabulary_urls, vocabulary, known.vocabulary_digest, progress, patience)
     return Place(path=path, vocabulary=vocabulary, said=f"fetched from {known.url}")
+
+
+def _with_vocabulary(found: Place, known: Known, folder: Path, progress: Progress | None, patience: float) -> Place:
+    """What lies in the cache, with the vocabulary that an earlier call could not fetch."""
+    home = folder / known.name
+    if found.vocabulary or found.path.parent != home or not known.vocabulary_urls or download.offline():
+        return found
+    target = home / "vocab.txt"
+    _fetch(known.name, known.vocabulary_urls, target, known.vocabulary_digest, progress, patience)
+    return dataclasses.replace(found, vocabulary=target)
 
 
 def _fetch(
