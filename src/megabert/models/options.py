@@ -44,6 +44,11 @@ class ModelOptions:
         "as Megatron does",
         aliases=("deep-init",),
     )
+    zero_init_tokentypes: bool = option(
+        False,
+        "start the token type table at zero: no LayerNorm behind the embedding takes out a vector that all tokens share, "
+        "and a random one slows the first thousand updates of a small model (measured)",
+    )
     gelu: Literal["erf", "tanh"] = option(
         "erf",
         "GELU in the MLP: the exact one or the tanh approximation of Megatron's fused kernel; the head's is exact",

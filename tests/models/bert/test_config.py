@@ -138,3 +138,11 @@ def test_flags(flags, field, value):
 def test_untied_option():
     config = make_config(make_options(untie_embeddings_and_output_weights=True), 100)
     assert config.tie_word_embeddings is False
+
+
+def test_the_token_type_table_may_start_at_zero():
+    for zero in (False, True):
+        options = ModelOptions(num_layers=1, hidden_size=8, num_attention_heads=2, zero_init_tokentypes=zero)
+        model = megabert.MegatronBertForPreTraining(make_config(options, 50))
+        assert bool(model.bert.embeddings.token_type_embeddings.weight.any()) is not zero
+        assert model.bert.embeddings.position_embeddings.weight.any()

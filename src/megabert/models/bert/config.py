@@ -28,6 +28,8 @@ class Settings:
     """Initial weights of the last matrix of attention and MLP are divided by sqrt(2 x layers)."""
     xavier_uniform_init: bool = False
     """Initial weights from Xavier's uniform distribution; wins over `initializer_range` and `scaled_output_init`."""
+    zero_token_type_init: bool = False
+    """The token type table starts as zeros instead of random numbers."""
     apply_residual_connection_post_layernorm: bool = False
     """The residual is the output of the LayerNorm before a block, not its input."""
     add_binary_head: bool = True
@@ -101,6 +103,7 @@ def make_config(
         head_act=TANH_GELU if options.openai_gelu else "gelu",
         scaled_output_init=options.scaled_init,
         xavier_uniform_init=options.init_method_xavier_uniform,
+        zero_token_type_init=options.zero_init_tokentypes,
         apply_residual_connection_post_layernorm=options.apply_residual_connection_post_layernorm,
         add_binary_head=add_binary_head,
     )

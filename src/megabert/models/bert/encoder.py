@@ -160,6 +160,8 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MegatronBertEmbeddings):
             positions = torch.arange(module.position_ids.shape[-1]).expand((1, -1))
             init.copy_(module.position_ids, positions)
+            if chosen.zero_token_type_init:
+                init.zeros_(module.token_type_embeddings.weight)
         elif isinstance(module, MegatronBertLMPredictionHead) and module.bias is not None:
             init.zeros_(module.bias)
 
