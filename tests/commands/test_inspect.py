@@ -140,3 +140,10 @@ def test_tokenizer(run_folder, tokenizer, capsys):
     facts = inspect_json(capsys, run_folder / "model" / "vocab.txt")
     assert facts["kind"] == "tokenizer" and facts["entries"] == 8 and facts["continuations"] == 1
     assert facts["fingerprint"] == tokenizer.fingerprint()
+
+
+def test_a_name_stands_where_a_path_stands(capsys, run_folder, tmp_path, monkeypatch):
+    (tmp_path / "names.toml").write_text(f'mine = "{run_folder}"\n')
+    monkeypatch.setenv("MEGABERT_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "run")
+    assert inspect_json(capsys, "mine")["kind"] == "run"

@@ -76,6 +76,18 @@ def test_a_cut_download_is_no_model_and_is_gone_on_with(tmp_path):
         assert server.requests[-1] == "bytes=1000-"
 
 
+def test_a_vocabulary_that_failed_is_fetched_by_the_next_call(tmp_path):
+    with serve(WEIGHTS) as server, serve(b"[PAD]\n") as words:
+        words.status = 404
+        known = published(server.url, vocabulary_urls=(words.url,))
+        with pytest.raises(ValueError, match=r"404.*put it at .*vocab\.txt"):
+            named.resolve("test-bert", cache=tmp_path, known=known)
+        words.status = 200
+        place = named.resolve("test-bert", cache=tmp_path, known=known)
+        assert place.vocabulary is not None and place.vocabulary.read_bytes() == b"[PAD]\n"
+        assert len(server.requests) == 1
+
+
 def test_offline_says_which_file_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     url = "http://127.0.0.1:9/model.pt"
@@ -87,6 +99,8 @@ def test_offline_says_which_file_to_put_where(tmp_path, monkeypatch):
     assert put_at is not None
     target = tmp_path / "test-bert" / "w.pt"
     assert put_at[1] == str(target)
+    with pytest.raises(ValueError, match=r"put it at .*cased/model_optim_rng\.pt, and http.*txt at .*cased/vocab\.txt"):
+        named.resolve("megatron-bert-345m-uncased", cache=tmp_path)
     target.parent.mkdir()
     target.write_bytes(WEIGHTS)
     assert named.resolve("test-bert", cache=tmp_path, known=published(url)).path == target
@@ -152,6 +166,12 @@ def test_mistakes_in_the_table_are_named(tmp_path, line, message):
     with pytest.raises(ValueError, match=message) as raised:
         named.resolve("mine", cache=tmp_path)
     assert str(tmp_path / "names.toml") in str(raised.value)
+
+
+def test_what_is_a_name(tmp_path):
+    (tmp_path / "names.toml").write_text('mine = "x"')
+    assert named.is_name("mine", cache=tmp_path) and named.is_name("megatron_bert_345m_cased", cache=tmp_path)
+    assert not named.is_name("runs/demo", cache=tmp_path) and not named.is_name("runs", cache=tmp_path)
 
 
 def test_a_name_that_leads_nowhere_stops(tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert.formats import megatron_core_write, nemo, nemo_write
+from megabert.formats import checkpoints, megatron_core_write, nemo, nemo_write
 from megabert.formats.nemo_write import Layout
 
 VOCABULARY = b"".join(b"%d\n" % number for number in range(40))
@@ -329,3 +329,23 @@ def test_what_cannot_be_written(tmp_path):
     write(checkpoint, tmp_path / "out.nemo")
     with pytest.raises(ValueError, match="--overwrite"):
         write(checkpoint, tmp_path / "out.nemo")
+
+
+def test_biomegatrons_bare_module_file(tmp_path):
+    """`MegatronBERT.pt` of NeMo 0.x: the encoder's own state, no version, its vocabulary beside it."""
+    tensors = made.weights(parts=("tokentypes",), dtype=torch.float16)
+    torch.save(legacy_state(tensors, 4, "v0", prefix=""), tmp_path / "MegatronBERT.pt")
+    (tmp_path / "vocab.txt").write_bytes(VOCABULARY)
+    read = checkpoints.open_checkpoint(tmp_path / "MegatronBERT.pt", heads=4)
+    made.assert_equal(read.tensors, tensors)
+    assert read.vocabulary == {"vocab.txt": VOCABULARY}
+    assert any("not in the checkpoint: lm_head, binary_head, pooler" in note for note in read.notes)
+
+
+@pytest.mark.parametrize("layout", [{}, {"generation": "1.0", "tensor": 2}, {"folder": True}])
+def test_open_and_save_go_through_the_front_door(tmp_path, layout):
+    tensors = made.weights()
+    made_checkpoint = made.checkpoint(tensors, vocabulary={"vocab.txt": VOCABULARY})
+    checkpoints.save_checkpoint(made_checkpoint, tmp_path / "x.nemo", layout=Layout(**{"divisible_by": 1, **layout}))
+    assert checkpoints.find_format(tmp_path / "x.nemo") == "nemo"
+    made.assert_equal(checkpoints.open_checkpoint(tmp_path / "x.nemo").tensors, tensors)

@@ -58,9 +58,13 @@ def run(config: Config) -> None:
     Raises:
         ValueError, OSError: nothing known is there, or it is damaged.
     """
+    from megabert.formats import download, named
     from megabert.formats.open import look
 
-    found = look(config.path)
+    path = config.path
+    if not path.exists() and named.is_name(str(path)):
+        path = named.resolve(str(path), progress=download.show_progress(str(path))).path
+    found = look(path)
     if found.kind == "model" and not any(found.path.glob("*.safetensors")):
         found = found._replace(kind="foreign")  # its weights are a pickle, which only formats reads
     describe = {

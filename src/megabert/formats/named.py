@@ -5,6 +5,7 @@ How a file is fetched is in `download`; how it is read, in the formats.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import tomllib
@@ -90,6 +91,8 @@ def resolve(
     published = next((entry for entry in known if canonical(text) in {canonical(entry.name), *entry.spellings}), None)
     spellings = [text, *([published.name, *sorted(published.spellings)] if published else [])]
     found = _in_cache(spellings, folder)
+    if found is not None and published is not None:
+        return _with_vocabulary(found, published, folder, progress, patience)
     if found is not None:
         return found
     entries, source = _read_table(table, folder)
@@ -107,6 +110,17 @@ def resolve(
         f"{', '.join([*entries, *(item.name for item in known if item.url)])}, and owner/name of the Hugging Face hub; "
         f"names of your own go into {source}"
     )
+
+
+def is_name(text: str, *, cache: Path | None = None) -> bool:
+    """Whether `resolve` knows a text as a name, without asking a server: a published model, or one of the user's.
+
+    Raises:
+        ValueError: the user's table of names is damaged.
+    """
+    folder = cache_folder() if cache is None else cache
+    published = any(canonical(text) in {canonical(entry.name), *entry.spellings} for entry in KNOWN)
+    return published or text in _read_table(None, folder)[0]
 
 
 def _in_cache(spellings: list[str], folder: Path) -> Place | None:
@@ -213,12 +227,22 @@ def _fetch_published(known: Known, folder: Path, progress: Progress | None, pati
             f"of {', '.join(names())}"
         )
     home = folder / known.name
-    vocabulary = None
-    if known.vocabulary_urls:
-        target = home / "vocab.txt"
-        vocabulary = _fetch(known.name, known.vocabulary_urls, target, known.vocabulary_digest, progress, patience)
-    path = _fetch(known.name, (known.url,), home / known.file, known.digest, progress, patience)
+    path, vocabulary = home / known.file, home / "vocab.txt" if known.vocabulary_urls else None
+    also = f", and {known.vocabulary_urls[0]} at {vocabulary}" if vocabulary and not vocabulary.is_file() else ""
+    _fetch(known.name, (known.url,), path, known.digest, progress, patience, also)
+    if vocabulary is not None:
+        _fetch(known.name, known.vocabulary_urls, vocabulary, known.vocabulary_digest, progress, patience)
     return Place(path=path, vocabulary=vocabulary, said=f"fetched from {known.url}")
+
+
+def _with_vocabulary(found: Place, known: Known, folder: Path, progress: Progress | None, patience: float) -> Place:
+    """What lies in the cache, with the vocabulary that an earlier call could not fetch."""
+    home = folder / known.name
+    if found.vocabulary or found.path.parent != home or not known.vocabulary_urls or download.offline():
+        return found
+    target = home / "vocab.txt"
+    _fetch(known.name, known.vocabulary_urls, target, known.vocabulary_digest, progress, patience)
+    return dataclasses.replace(found, vocabulary=target)
 
 
 def _fetch(
@@ -228,13 +252,14 @@ def _fetch(
     expected: Digest | None,
     progress: Progress | None,
     patience: float,
+    also: str = "",
 ) -> Path:
     """Fetch from the first address that answers.
 
     Raises:
         ValueError: none does, or the network is forbidden; says which file to put where.
     """
-    by_hand = f"fetch {urls[0]} on another machine and put it at {target}"
+    by_hand = f"fetch {urls[0]} on another machine and put it at {target}{also}"
     if target.is_file():
         download.check(target, expected)
         return target

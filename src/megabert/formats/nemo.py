@@ -15,6 +15,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,42 @@ _LIGHTNING = ("pytorch-lightning_version", "state_dict")
 
 @dataclass(frozen=True)
 class Facts:
-    """What lies at a path.
+    """What lies at a path; an archive is gone through only when its members are asked for.
 
     Attributes:
         path: an archive, a folder or one of Lightning's files.
-        members: name -> bytes, without the folder that all of them lie in.
-        ranks: (tensor rank, stage) -> weights.
+        lightning: it is one of Lightning's files.
     """
 
     path: Path
-    members: Mapping[str, Region]
-    ranks: dict[tuple[int, int], Region]
+    lightning: bool = False
+
+    @cached_property
+    def members(self) -> dict[str, Region]:
+        """Name -> bytes, without the folder that all of them lie in.
+
+        Raises:
+            ValueError: the archive is damaged, or could do harm.
+        """
+        if self.lightning:
+            return {}
+        found = archive.members(self.path)
+        config = min((name for name in found if name.split("/")[-1] == CONFIG), key=len, default="")
+        root = config.removesuffix(CONFIG)
+        return {name.removeprefix(root): region for name, region in found.items() if name.startswith(root)}
+
+    @cached_property
+    def ranks(self) -> dict[tuple[int, int], Region]:
+        """(tensor rank, stage) -> weights.
+
+        Raises:
+            ValueError: one is missing, or a rank has several.
+        """
+        if self.lightning:
+            return {(0, 0): Region.whole(self.path)}
+        ranks = _weights(self.path, self.members)
+        _check_whole(self.path, self.members, ranks)
+        return ranks
 
     @property
     def said(self) -> str:
@@ -58,51 +84,38 @@ class Facts:
 def look(path: Path) -> Facts | None:
     """Whether a checkpoint of NeMo lies at a path: an archive, an unpacked one, a folder of ranks, a Lightning file.
 
+    Every tar archive is taken for NeMo's: no other checkpoint comes in one.
+
     Raises:
-        ValueError: one lies there, but it is damaged, not whole or could do harm.
+        ValueError: a `.nemo` is no archive.
     """
     if path.is_dir():
-        return _folder(path)
+        return Facts(path) if _is_folder(path) else None
     if not path.is_file():
         return None
     if archive.is_archive(path):
-        return _archive(path)
+        return Facts(path)
     if path.suffix == ".nemo":
         raise ValueError(f"{path} is called .nemo, but is no tar archive: it is damaged, or something else")
-    return _lightning(path)
+    return Facts(path, lightning=True) if _is_lightning(path) else None
 
 
-def _archive(path: Path) -> Facts | None:
-    members = archive.members(path)
-    config = min((name for name in members if name.split("/")[-1] == CONFIG), key=len, default=None)
-    root = config.removesuffix(CONFIG) if config is not None else ""
-    members = {name.removeprefix(root): region for name, region in members.items() if name.startswith(root)}
-    if config is None and not any(name.endswith((".ckpt", ".pt")) for name in members):
-        return None
-    return _whole(Facts(path, members, _weights(path, members)))
-
-
-def _folder(path: Path) -> Facts | None:
+def _is_folder(path: Path) -> bool:
     entries = [entry.name for entry in path.iterdir()]
-    ranked = any(_RANK.fullmatch(name) for name in entries)
+    if CONFIG in entries or any(name.startswith("tp_rank_") for name in entries):
+        return True
     # mp_rank_* alone is Megatron's own, unless Lightning's files lie in it.
-    lightning = ranked and any(path.glob("mp_rank_*/*.ckpt"))
-    if CONFIG not in entries and not lightning and not any(name.startswith("tp_rank_") for name in entries):
-        return None
-    members = archive.members(path)
-    return _whole(Facts(path, members, _weights(path, members)))
+    return any(_RANK.fullmatch(name) for name in entries) and any(path.glob("mp_rank_*/*.ckpt"))
 
 
-def _lightning(path: Path) -> Facts | None:
+def _is_lightning(path: Path) -> bool:
     if path.suffix not in (".ckpt", ".pt"):
-        return None
+        return False
     try:
         content = unpickle.load(path).data
     except ValueError:
-        return None  # another format's file, which says itself what is wrong with it
-    if not isinstance(content, dict) or not all(name in content for name in _LIGHTNING):
-        return None
-    return Facts(path, {}, {(0, 0): Region.whole(path)})
+        return False  # another format's file, which says itself what is wrong with it
+    return isinstance(content, dict) and all(name in content for name in _LIGHTNING)
 
 
 def _weights(path: Path, members: Mapping[str, Region]) -> dict[tuple[int, int], Region]:
@@ -135,18 +148,17 @@ def _choose(path: Path, names: list[str]) -> str:
     raise ValueError(f"{path} holds several checkpoints ({shown}{' ...' if len(names) > 4 else ''}); name one file")
 
 
-def _whole(facts: Facts) -> Facts:
-    if not facts.ranks:
-        if any(name.startswith("model_weights/") for name in facts.members):
+def _check_whole(path: Path, members: Mapping[str, Region], ranks: Mapping[tuple[int, int], Region]) -> None:
+    if not ranks:
+        if any(name.startswith("model_weights/") for name in members):
             raise ValueError(
-                f"{facts.path} keeps its weights as a distributed checkpoint; unpack it and name model_weights in it"
-            )  # fmt: skip
-        raise ValueError(f"{facts.path} is not whole: it holds no {WEIGHTS}")
-    for rank in range(1 + max(rank for rank, _ in facts.ranks)):
-        for stage in range(1 + max(stage for _, stage in facts.ranks)):
-            if (rank, stage) not in facts.ranks:
-                raise ValueError(f"{facts.path} is not whole: tensor rank {rank} of stage {stage} is missing")
-    return facts
+                f"{path} keeps its weights as a distributed checkpoint; unpack it and name model_weights in it"
+            )
+        raise ValueError(f"{path} is not whole, or not NeMo's: it holds no {WEIGHTS}")
+    for rank in range(1 + max(rank for rank, _ in ranks)):
+        for stage in range(1 + max(stage for _, stage in ranks)):
+            if (rank, stage) not in ranks:
+                raise ValueError(f"{path} is not whole: tensor rank {rank} of stage {stage} is missing")
 
 
 def read(path: Path, *, heads: int | None = None, order: Order | None = None) -> Checkpoint:
