@@ -10,6 +10,7 @@ it (fsync); imports are not counted. `--large` adds a model of the sizes of the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ import torch
 
 from megabert.formats import bert_names, megatron_write
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
-from megabert.formats.checkpoints import open_checkpoint, save_checkpoint
+from megabert.formats.checkpoints import WRITERS, find_format, open_checkpoint, save_checkpoint
 
 BASE = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "vocab_size": 30592}
 LARGE = {"num_hidden_layers": 48, "hidden_size": 2560, "num_attention_heads": 40, "vocab_size": 30592}
@@ -83,6 +84,10 @@ def theirs(source: Path, target: Path) -> None:
 
 def job(name: str, source: Path, target: Path) -> None:
     """One measurement, in this process; prints JSON."""
+    if name != "theirs":
+        find_format(source)  # imports what it needs
+        importlib.import_module(f"megabert.formats.{WRITERS[name.partition(':')[0]]}")
+        importlib.import_module("megabert.formats.named")
     begin = time.perf_counter()
     if name == "theirs":
         theirs(source, target)
@@ -148,8 +153,8 @@ def main() -> None:
                 [measured("huggingface:1", folder / "large", folder / "out")], size, idle
             )
     for kind, found in results.items():
-        print(f"{kind:<22} {found['seconds']:6.2f} s  {found['bytes'] / 1e9:5.2f} GB  "
-              f"peak {found['peak'] / 1e6:8,.0f} MB (over the idle process: {found['over']:.2f} x the file)")  # fmt: skip
+        memory = f"peak {found['peak'] / 1e6:8,.0f} MB (over the idle process: {found['over']:.2f} x the file)"
+        print(f"{kind:<22} {found['seconds']:6.2f} s  {found['bytes'] / 1e9:5.2f} GB  {memory}")
     print(f"theirs / ours: {results['theirs']['seconds'] / results['huggingface:1']['seconds']:.2f} x the time")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

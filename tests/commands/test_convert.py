@@ -78,7 +78,9 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, model, capsys):
     for arguments, message in (
         (("nothing", "x"), "nothing"),
         ((str(model), "there"), "there exists"),
-        ((str(model), str(model), "--overwrite"), "TARGET is SOURCE"),
+        ((str(model), str(model), "--overwrite"), "never changed"),
+        ((str(model), str(model / "inside")), "never changed"),
+        ((str(model), str(model.parent), "--overwrite"), "never changed"),
         ((str(model), "x", "--tensor-model-parallel-size", "2"), "give --to megatron"),
         ((str(model), "x", "--to", "megatron", "--tensor-model-parallel-size", "3"), "cannot be shared by 3"),
         ((str(model), "x", "--tokenizer", "./nowhere"), "no tokenizer at ./nowhere"),

@@ -40,7 +40,7 @@ def run(config: Config) -> None:
         ValueError, OSError: as `convert.run`, or files of that name are there.
     """
     source = Path(config.path_to_checkpoint)
-    folder = Path.cwd() if not source.exists() else source.resolve() if source.is_dir() else source.resolve().parent
+    folder = source.resolve().parent if source.exists() else Path.cwd()
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(convert.SourceOptions)}
     # Beside the source, so that a move is a rename.
     with tempfile.TemporaryDirectory(prefix=".megabert-", dir=folder) as temporary:

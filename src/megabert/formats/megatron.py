@@ -79,7 +79,7 @@ def assemble(
     copy = [rank.pop(bert_names.WORD_EMBEDDING_COPY, None) for rank in ranks]
     config, supposed = megatron_arguments.to_config(first.arguments, first.version)
     rows = _rows(ranks[0])
-    heads = heads or first.arguments.get("num_attention_heads") or _supposed_heads(ranks[0])
+    heads = int(heads or first.arguments.get("num_attention_heads") or _supposed_heads(ranks[0]))
     chosen = order or order_of(first.version)
     tensors = join(rows, ranks, heads=heads, order=chosen)
     _check_copy(ranks, copy)

@@ -9,8 +9,6 @@ from typing import Literal, NamedTuple
 Kind = Literal["model", "run", "checkpoint", "data", "tokenizer", "foreign"]
 
 _STEP = re.compile(r"step-\d{8,}")
-_FOREIGN_FILES = {"latest_checkpointed_iteration.txt", ".metadata", "metadata.json", "model_config.yaml"}
-_FOREIGN_FOLDERS = ("mp_rank_", "tp_rank_")
 _NAMES = {
     "model": "a model's folder", "run": "a run folder", "checkpoint": "a training checkpoint", "data": "indexed data",
     "tokenizer": "a tokenizer", "foreign": "a checkpoint of Megatron-LM, Megatron-core or NeMo",
@@ -69,9 +67,6 @@ def _look_into(folder: Path) -> Found:
         return Found("run", run if (run / "checkpoints").resolve() == folder.resolve() else folder)
     if _is_foreign(folder):
         return Found("foreign", folder)  # before a tokenizer: one may lie in it
-    # A checkpoint may have its vocabulary beside it, so its own signs come first.
-    if (has & _FOREIGN_FILES or any(name.startswith(_FOREIGN_FOLDERS) for name in has)) and _is_foreign(folder):
-        return Found("foreign", folder)
     if has & {"tokenizer.json", "vocab.txt"}:
         return Found("tokenizer", folder)
     indexed = sorted(name for name in has if name.endswith(".idx"))

@@ -52,7 +52,8 @@ def doubt(checkpoint: Checkpoint, taken: Order, ranks: int = 1) -> str | None:
     mine = found[taken]
     if mine is None:
         return None
-    value, best = min((size, order) for order, size in found.items() if size is not None)
+    best = min(orders, key=lambda order: found[order] or float("inf"))
+    value = found[best] or 0.0
     if best != taken and value < _CLEAR and value < _BETTER * mine:
         return (
             f"the order of the query-key-value rows is doubtful: key biases are {mine:.2g} of query biases as "

@@ -37,7 +37,7 @@ def opened(source: Any, keywords: Mapping[str, Any]) -> tuple[MegatronBertConfig
             return None
     elif not _is_published(str(source)):
         return None
-    checkpoint = open_checkpoint(source, optimizer=False)
+    checkpoint = open_checkpoint(path if path.exists() else str(source), optimizer=False)
     if checkpoint.family != PRE_LAYERNORM:
         raise ValueError(f"{source} is a post-LayerNorm BERT, no Megatron BERT: `megabert convert` makes it a folder "
                          "for transformers.BertForPreTraining")  # fmt: skip
