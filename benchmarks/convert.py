@@ -147,7 +147,8 @@ def main() -> None:
         results["tp 8 -> tp 1"] = median([measured("megatron:1", folder / "eight", folder / "out")], size, idle)
         if options.large:
             shutil.rmtree(folder / "eight")
-            save_checkpoint(made(LARGE), folder / "large", format="megatron", layout=megatron_write.Layout(era="v1"))
+            layout = megatron_write.Layout(era="v1")
+            save_checkpoint(made(LARGE), folder / "large", format="megatron", layout=layout)
             size = size_of(folder / "large")
             results["3.9B -> huggingface"] = median(
                 [measured("huggingface:1", folder / "large", folder / "out")], size, idle

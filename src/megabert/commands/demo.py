@@ -42,7 +42,7 @@ _NETWORK = (
 class Config:
     """The demonstration."""
 
-    minutes: float = option(3.5, "how long to train, in minutes", example="10", above=0, maximum=10_000)
+    minutes: float = option(3.8, "how long to train, in minutes", example="10", above=0, maximum=10_000)
     save: Path | None = option(None, "run folder; left out, runs/demo-<time>", metavar="FOLDER", example="runs/my-demo")
     seed: int = option(1234, "seed of weights, order and masks", minimum=0)
 
@@ -66,7 +66,7 @@ def run(config: Config) -> None:
     arguments = [
         "pretrain", "--train-data", "builtin", "--split", _SPLIT, "--vocab-size", str(_VOCABULARY), *_NETWORK,
         "--seq-length", str(_POSITIONS), "--pack",
-        "--masking", "token", "--batch-size", str(_ROWS), "--train-iters", str(steps), "--lr", "2e-3",
+        "--masking", "token", "--batch-size", str(_ROWS), "--train-iters", str(steps), "--lr", "1.2e-3",
         "--adam-beta2", "0.98",
         "--warmup", "0.1", *(["--bf16"] if precision == "bf16" else []), "--log-interval", str(max(steps // 30, 1)),
         "--eval-interval", str(-(-steps // 5)), "--eval-iters", "30", "--num-workers", "1", "--seed", str(config.seed),

@@ -46,8 +46,8 @@ class ModelOptions:
     )
     zero_init_tokentypes: bool = option(
         False,
-        "start the token type table at zero: no LayerNorm behind the embedding takes out a vector that all tokens share, "
-        "and a random one slows the first thousand updates of a small model (measured)",
+        "start the token type table at zero: no LayerNorm behind the embedding takes out what all tokens share, and a "
+        "random vector slows the first thousand updates of a small model (measured)",
     )
     gelu: Literal["erf", "tanh"] = option(
         "erf",

@@ -112,8 +112,7 @@ class Trainer:
         """Train to the end, or until a signal, --exit-interval or --exit-duration-in-mins; save; say how to go on.
 
         Raises:
-            ValueError: a checkpoint that is damaged or belongs to another run; rows that cannot be read; a loss that
-                is not finite under `--on-nan stop`.
+            ValueError: a checkpoint damaged or of another run; bad rows; under `--on-nan stop`, a loss that is NaN.
             OSError: the disk is full or not writable.
         """
         begin = time.monotonic()
@@ -129,7 +128,7 @@ class Trainer:
                 batches.close()
                 for sink in self._sinks:
                     sink.close()
-            self._draw()
+            draw_losses(self.folder / "metrics.jsonl", self.folder / "loss.png")
         finished = self.progress.step >= self.steps
         self.say(reason)
         return Outcome(self.progress.step, finished, reason, self.evaluation, self.checkpoints.named("latest"))
@@ -261,7 +260,7 @@ class Trainer:
         path = self.checkpoints.save(self.progress.step, moment, best=best)
         self._saved = self.progress.step
         if time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
-            self._draw()
+            draw_losses(self.folder / "metrics.jsonl", self.folder / "loss.png")
         return path
 
     def _restore(self) -> None:
@@ -347,6 +346,4 @@ class Trainer:
         for sink in self._sinks:
             sink.write(record)
 
-    def _draw(self) -> None:
-        draw_losses(self.folder / "metrics.jsonl", self.folder / "loss.png")
         self._drawn = time.monotonic()
