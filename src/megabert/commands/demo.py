@@ -28,6 +28,7 @@ SUMMARY = "the whole job on built-in text, in a few minutes, with no download"
 _VOCABULARY = 8192
 _LAYERS, _WIDTH, _HEADS, _POSITIONS, _ROWS = 2, 256, 8, 128, 32
 _SPLIT = "92,4,4"
+_MINUTES = 3.8
 # Below this many updates the model is not past guessing frequent words: a slow machine takes longer instead.
 _LEAST_STEPS = 1000
 _NETWORK = (
@@ -42,7 +43,13 @@ _NETWORK = (
 class Config:
     """The demonstration."""
 
-    minutes: float = option(3.8, "how long to train, in minutes", example="10", above=0, maximum=10_000)
+    minutes: float | None = option(
+        None,
+        "how long to train, in minutes; left out, about four, and longer on a slow machine",
+        example="10",
+        above=0,
+        maximum=10_000,
+    )
     save: Path | None = option(None, "run folder; left out, runs/demo-<time>", metavar="FOLDER", example="runs/my-demo")
     seed: int = option(1234, "seed of weights, order and masks", minimum=0)
 
@@ -59,7 +66,9 @@ def run(config: Config) -> None:
         raise ValueError(f"--save: {folder} exists already; name another folder")
     _title("1. Measuring this machine")
     precision, seconds = _fastest_precision()
-    steps = max(_LEAST_STEPS, int(60 * config.minutes / seconds))
+    steps = int(60 * (config.minutes or _MINUTES) / seconds) + 1
+    if config.minutes is None:
+        steps = max(steps, _LEAST_STEPS)
     print(f"{precision}: {1 / seconds:.1f} updates of {_ROWS} rows a second; so {steps:,} updates", flush=True)
 
     _title("2. Corpus, vocabulary, indexed data, pretraining")
@@ -160,6 +169,7 @@ def _show_plain_transformers(folder: Path) -> None:
 
     import megabert
 
+    transformers.utils.logging.disable_progress_bar()
     ids = torch.randint(5, 1000, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs = transformers.MegatronBertForPreTraining.from_pretrained(folder / "model").eval()(ids)

@@ -91,7 +91,12 @@ def run(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-    """What no single flag shows."""
+    """What no single flag shows, before any work is done."""
+    from megabert.training.options import check_precision
+    from megabert.training.schedule import make_schedule
+
+    check_precision(config)
+    make_schedule(config)
     if not config.train_data:
         raise ValueError("--train-data is missing: name text files, prefixes of indexed data, or builtin")
     if config.seq_length > config.max_position_embeddings:
@@ -233,9 +238,11 @@ def _describe(
 def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config, folder: Path) -> None:
     """Measure the finished model on the documents that training never saw, beside the guess that knows no context."""
     from megabert.data import baseline
-    from megabert.training.sinks import JsonLines
+    from megabert.training.sinks import JsonLines, read_lines
 
     rows = sets.test if sets.test is not None else sets.valid
+    if any("test_lm_loss" in line for line in read_lines(folder / "metrics.jsonl")):
+        return  # the run was finished before
     evaluation = trainer.evaluate(rows) if rows is not None and config.eval_iters else None
     if rows is None or evaluation is None:
         return
