@@ -64,15 +64,20 @@ def test_packages_are_read_and_never_run(package):
     assert found == [Document(text, "somepackage.part")]
 
 
-def test_sentences_that_differ_in_names_only_are_kept_once(package):
-    template = '"""The configuration of {} is stored here. {}"""\n'
-    found = package({
-        "a.py": template.format("BertModel", "It is used by the trainer of the library."),
-        "b.py": template.format("GPT2Model", "Nothing else is known about the model of it. We do not know it."),
-    })  # fmt: skip
+def test_sentences_that_differ_in_names_only_are_kept_a_few_times(package):
+    template = (
+        '"""The configuration of Model{} is stored here. It is the number {} of them all. And {} is known of it."""\n'
+    )
+    words = ["nothing", "much", "little", "something", "more", "less", "enough", "plenty", "all", "none", "half"]
+    found = package({f"{word}.py": template.format(number, word, word) for number, word in enumerate(words)})
     everything = " ".join(document.text for document in found)
-    assert everything.count("The configuration of") == 1
-    assert "Nothing else is known" in everything
+    assert everything.count("The configuration of") == 8
+    assert all(f"the number {word}" in everything for word in words)
+
+
+def test_equal_documents_are_one(package):
+    text = '"""The configuration of the model is stored here. It is used by the trainer of the library."""\n'
+    assert len(package({"a.py": text, "b.py": text, "c.py": text})) == 1
 
 
 def test_sentences_with_special_tokens_are_left_out(package):
