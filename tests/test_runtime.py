@@ -1,6 +1,6 @@
 import pytest
 
-from megabert.runtime import atomic_write
+from megabert.runtime import atomic_write, duration
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -20,3 +20,10 @@ def test_a_write_that_succeeds_replaces(tmp_path):
         file.write(b"new")
     assert target.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0s"), (59.6, "1m00s"), (192, "3m12s"), (18420, "5h07m"), (183600, "2d03h")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""What every room needs from the machine: atomic files. Nothing here imports torch."""
+"""What every room needs: atomic files, and durations in words. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -36,3 +36,15 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `42s`, `3m12s`, `5h07m`, `2d03h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from megabert.training.sinks import JsonLines, TensorBoard, console_line, draw_losses, duration, read_lines
+from megabert.training.sinks import JsonLines, TensorBoard, console_line, draw_losses, read_lines
 
 from .toy import files
 
@@ -28,13 +28,6 @@ def test_console_lines():
     troubled = TRAINING | {"loss_scale": 65536.0, "skipped_in_window": 3, "data_wait_share": 0.4}
     text = console_line(troubled, 2000)
     assert "loss scale 65536 | skipped 3 |" in text and "waiting for data 40 %" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0s"), (59.6, "1m00s"), (192, "3m12s"), (18420, "5h07m"), (183600, "2d03h")]
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_lines_are_on_disk_at_once_and_strict_json(tmp_path):

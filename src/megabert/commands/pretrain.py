@@ -165,13 +165,13 @@ def _data(
     """Indexed data for each flag, and the rows made of it."""
     from megabert.data import sources
     from megabert.data.blend import make_sets
-    from megabert.training.options import rows_of, steps_of
+    from megabert.training.options import evaluation_rows_of, rows_of, steps_of
 
     indexed = {
         field: sources.index(what, tokenizer, config, cache=cache, workers=config.workers) if what else []
         for field, what in named.items()
     }
-    evaluated = config.eval_iters * (config.eval_batch_size or config.batch_size)
+    evaluated = evaluation_rows_of(config)
     sets = make_sets(
         config, tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
         test=indexed["test_data"], num_samples=(steps_of(config) * rows_of(config), evaluated, evaluated),
@@ -238,6 +238,7 @@ def _describe(
 def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config, folder: Path) -> None:
     """Measure the finished model on the documents that training never saw, beside the guess that knows no context."""
     from megabert.data import baseline
+    from megabert.training.options import evaluation_rows_of
     from megabert.training.sinks import JsonLines, read_lines
 
     rows = sets.test if sets.test is not None else sets.valid
@@ -247,7 +248,7 @@ def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config,
     if rows is None or evaluation is None:
         return
     record = evaluation.record("test")
-    limit = config.eval_iters * (config.eval_batch_size or config.batch_size)
+    limit = evaluation_rows_of(config)
     record["test_lm_unigram_accuracy"] = baseline.unigram_accuracy(baseline.commonest_token(train), rows, limit)
     metrics = JsonLines(folder / "metrics.jsonl", after=trainer.progress.step)
     metrics.write({"step": trainer.progress.step, **record})

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from megabert import runtime
 from megabert.corpora.chunks import Chunk
 from megabert.corpora.files import raw_chunks
 from megabert.data.encoding import Block, Reading, encode_all
@@ -43,15 +44,9 @@ class Progress(NamedTuple):
 
     def __str__(self) -> str:
         rate = self.text_bytes / 1e6 / max(self.seconds, 1e-9)
-        left = "" if self.remaining_seconds is None else f" | {_duration(self.remaining_seconds)} left"
+        left = "" if self.remaining_seconds is None else f" | {runtime.duration(self.remaining_seconds)} left"
         skipped = f" | {self.skipped:,} lines skipped" if self.skipped else ""
         return f"{self.documents:,} documents | {self.tokens:,} tokens | {rate:.1f} MB/s{skipped}{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
 
 
 class _Skipped:
@@ -272,7 +267,7 @@ def tokenize_files(
     result = tokenize(
         inputs, tokenizer, prefix, reading=reading, workers=workers, on_progress=lambda progress: say(str(progress))
     )
-    say(f"tokenized: {result.documents:,} documents, {result.tokens:,} tokens in {_duration(result.seconds)}")
+    say(f"tokenized: {result.documents:,} documents, {result.tokens:,} tokens in {runtime.duration(result.seconds)}")
     if result.skipped:
         say(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
     return result

@@ -134,7 +134,8 @@ def index(
         Source(text.weight, str(_tokenized(text, tokenizer, options, cache, workers, say))) for text in named.texts
     ]
     sources += named.indexed
-    opened = [(source, IndexedData(source.path)) for source in sources]
+    # Whoever makes rows of the data checks it; here only its side file and its length are read.
+    opened = [(source, IndexedData(source.path, check=False)) for source in sources]
     for source, data in opened:
         made_by = data.facts.get("tokenizer")
         if made_by and made_by != tokenizer.fingerprint():

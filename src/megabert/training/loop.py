@@ -16,7 +16,7 @@ from megabert.training.evaluate import Evaluation, evaluate
 from megabert.training.loader import Batches, Rows, Stack, evaluation_batches, stacked
 from megabert.training.meter import Meter, count_real_tokens
 from megabert.training.objective import Batch, Objective
-from megabert.training.options import TrainingOptions, rows_of, steps_of
+from megabert.training.options import TrainingOptions, evaluation_rows_of, rows_of, steps_of
 from megabert.training.schedule import make_schedule
 from megabert.training.signals import StopRequest
 from megabert.training.sinks import Console, JsonLines, Sink, TensorBoard, draw_losses
@@ -228,7 +228,7 @@ class Trainer:
         batches = evaluation_batches(
             rows,
             batch=size,
-            limit=size * self.options.eval_iters,
+            limit=evaluation_rows_of(self.options),
             workers=self.options.num_workers,
             device=self.device,
             stack=self.stack,

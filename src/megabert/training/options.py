@@ -241,6 +241,11 @@ def steps_of(options: BatchOptions) -> int:
     return options.train_samples // rows
 
 
+def evaluation_rows_of(options: TrainingOptions) -> int:
+    """The number of rows that one evaluation reads at most."""
+    return options.eval_iters * (options.eval_batch_size or options.batch_size)
+
+
 def rows_of(options: BatchOptions) -> int:
     """The number of rows in one update.
 

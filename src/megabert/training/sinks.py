@@ -30,18 +30,6 @@ class Sink(Protocol):
         ...
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `42s`, `3m12s`, `5h07m`, `2d03h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
 def _losses(record: Record, prefix: str = "") -> Iterable[tuple[str, float]]:
     """Pairs of (term, loss) in the record's order."""
     for key, value in record.items():
@@ -73,7 +61,7 @@ def console_line(record: Record, steps: int) -> str:
         parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
         if record["data_wait_share"] >= 0.05:
             parts.append(f"waiting for data {100 * record['data_wait_share']:.0f} %")
-        parts.append(f"{duration(record['seconds_left'])} left")
+        parts.append(f"{runtime.duration(record['seconds_left'])} left")
     return " | ".join(parts)
 
 
