@@ -1,8 +1,8 @@
 """Watching each other: each process of a job holds a connection to rank 0, and the first bad news ends the job.
 
-A process that is killed loses its connection at once, whatever the others are waiting for; a machine that falls silent is
-missed after the timeout. Rank 0 says one line that names the rank and its host, and all processes end: nobody hangs in
-a collective whose other side is gone.
+A process that is killed loses its connection at once, whatever the others are waiting for; a machine that falls silent
+is missed after the timeout. Rank 0 says one line that names the rank and its host, and all processes end: nobody hangs
+in a collective whose other side is gone.
 """
 
 from __future__ import annotations
