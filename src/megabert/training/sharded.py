@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from megabert import runtime
 from megabert.training.stored import INDEX
 
 _DTYPES = {
@@ -128,6 +129,7 @@ class Writer(StorageWriter):
             path,
             metadata={"format": "pt"},
         )
+        runtime.usual_permissions(path)
         digest = self._digest(path)
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(item.index, 0, (path.name, digest)) for item in plan.items])

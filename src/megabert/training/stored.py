@@ -48,7 +48,9 @@ def write(folder: Path, snapshot: Snapshot) -> None:
     tensors = {"model": snapshot.weights, "optimizer": snapshot.optimizer, "random": snapshot.random}
     for name, part in tensors.items():
         plain = {key: tensor.detach().contiguous() for key, tensor in part.items()}
-        safetensors.torch.save_file(plain, folder / f"{name}.safetensors", metadata={"format": "pt"})
+        path = folder / f"{name}.safetensors"
+        safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+        runtime.usual_permissions(path)
     finish(folder, snapshot, {name: digest(folder / name, sync=True) for name in _FILES if name != STATE})
 
 
