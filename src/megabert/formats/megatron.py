@@ -15,7 +15,7 @@ from megabert.formats import bert_names, megatron_arguments, megatron_first, meg
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
 from megabert.formats.megatron_arguments import ADDED_ROWS
 from megabert.formats.megatron_layout import Layout, find
-from megabert.formats.megatron_shard import Shard, read_shard, training_of, vocabulary_beside
+from megabert.formats.megatron_shard import Shard, layers_before, read_shard, training_of, vocabulary_beside
 from megabert.formats.table import ORDERS, Order, join, order_of, resize_vocabulary
 
 
@@ -90,8 +90,9 @@ def assemble(
     sizes.check(config, tensors)
     state: Mapping[str, LazyTensor] = {}
     if optimizer:
-        state, said = megatron_optimizer.read(layout, shards, rows, heads, chosen)
-        notes += said
+        held = megatron_optimizer.read(layout, shards)
+        state = megatron_optimizer.joined(held, rows, heads, chosen, tensors)
+        notes += held.notes
     added = first.arguments.get(ADDED_ROWS)
     if isinstance(added, int) and 0 < added < config["vocab_size"]:
         tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
@@ -135,29 +136,20 @@ def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> No
 
 
 def whole_rank(layout: Layout, shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[str, LazyTensor]:
-    """All tensors of one tensor rank, layers counted over the whole model.
-
-    Chunk `c` of stage `s` comes after the chunks before it of all stages, and after the stages before it of chunk `c`.
-    """
+    """All tensors of one tensor rank, layers counted over the whole model."""
     stages = [shards[rank, stage] for stage in range(layout.stages)]
     chunks = len(stages[0].chunks)
     if any(len(stage.chunks) != chunks for stage in stages):
         raise ValueError(f"{layout.path}: stages have different numbers of chunks; the ranks are not of one run")
     merged: dict[str, LazyTensor] = {}
-    before = 0
-    for chunk in range(chunks):
-        for stage in stages:
-            tensors = stage.chunks[chunk]
-            local = 0
-            for name, tensor in tensors.items():
-                moved, layer = bert_names.shift(name, before)
-                local = max(local, layer - before + 1)
-                if moved in merged:
-                    if _is_word_embedding(moved):
-                        continue
-                    raise ValueError(f"{tensor.origin}: this weight occurs in two stages")
-                merged[moved] = tensor
-            before += local
+    for (stage, chunk), before in layers_before(shards, rank).items():
+        for name, tensor in stages[stage].chunks[chunk].items():
+            moved = bert_names.shift(name, before)[0]
+            if moved in merged:
+                if _is_word_embedding(moved):
+                    continue
+                raise ValueError(f"{tensor.origin}: this weight occurs in two stages")
+            merged[moved] = tensor
     return merged
 
 

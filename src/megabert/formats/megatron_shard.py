@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import unpickle
+from megabert.formats import bert_names, unpickle
 from megabert.formats.checkpoint import LazyTensor
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.unpickle_globals import Placeholder
@@ -73,6 +73,20 @@ def _flat(part: Mapping[Any, Any], where: str) -> list[tuple[str, LazyTensor]]:
             value.origin = f"{where}: {prefix}"
             found.append((prefix, value))
     return found[::-1]
+
+
+def layers_before(shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[tuple[int, int], int]:
+    """(stage, chunk) -> layers of the model before it, on one tensor rank.
+
+    Chunk `c` of stage `s` comes after the chunks before it of all stages, and after the stages before it of chunk `c`.
+    """
+    stages = [shard for (owner, _), shard in sorted(shards.items(), key=lambda item: item[0]) if owner == rank]
+    found, before = {}, 0
+    for chunk in range(len(stages[0].chunks)):
+        for stage, shard in enumerate(stages):
+            found[stage, chunk] = before
+            before += bert_names.count(shard.chunks[chunk])
+    return found
 
 
 def training_of(shard: Shard) -> dict[str, Any]:

@@ -19,7 +19,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import archive, bert_names, megatron, megatron_core, megatron_core_names, nemo_config, unpickle
+from megabert.formats import (
+    archive,
+    bert_names,
+    megatron,
+    megatron_core,
+    megatron_core_names,
+    megatron_optimizer,
+    nemo_config,
+    unpickle,
+)
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.megatron_shard import Shard, read_shard
@@ -261,7 +270,7 @@ def _core(
     shards: Mapping[tuple[int, int], Shard],
 ) -> Checkpoint:  # fmt: skip
     renamed = [megatron_core_names.renamed(rank) for rank in ranks]
-    parts = megatron_core.Parts(renamed, {}, told, None, [])
+    parts = megatron_core.Parts(renamed, megatron_optimizer.State({}, None, []), told, [])
     foreign = megatron.foreign_note(shards)
     return megatron_core.assemble(facts.path, parts, heads, order, {}, [foreign] if foreign else [])
 
