@@ -110,7 +110,8 @@ def run(config: Config) -> None:
     chosen = config.to or ("nemo" if config.target.suffix == ".nemo" else "huggingface")
     choices = _choices(config, chosen)
     target.refuse_existing(config.target, overwrite=config.overwrite)
-    _keep_source(Path(config.source), config.target)
+    if Path(config.source).exists():
+        target.keep_sources([Path(config.source)], config.target)
     checkpoint = read(config)
     print(summary(checkpoint))
     for note in checkpoint.notes:
@@ -124,16 +125,6 @@ def run(config: Config) -> None:
     print(f"written: {config.target} ({chosen}) in {time.monotonic() - begin:.1f} s")
     if config.verify:
         _verify(checkpoint, config)
-
-
-def _keep_source(source: Path, target: Path) -> None:
-    """Refuse a target that is the source, lies in it, or would replace a folder that it lies in."""
-    if not source.exists():
-        return
-    source, target = source.resolve(), target.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"TARGET {target} is SOURCE, or one lies in the other; a source is never changed: name "
-                         "another target")  # fmt: skip
 
 
 def read(config: SourceOptions) -> Checkpoint:

@@ -86,6 +86,7 @@ def assemble(
     told, more = sizes.infer(tensors, heads)
     if not first.arguments.get("num_attention_heads"):
         more.append(f"the file does not say how many attention heads there are: {heads} taken")
+    megatron_arguments.check_sizes(first.arguments, told, first.name)
     config = {**told, **config, "intermediate_size": told.get("intermediate_size")}
     sizes.check(config, tensors)
     state: Mapping[str, LazyTensor] = {}
@@ -172,7 +173,7 @@ def _canonical(rank: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _rows(rank: Mapping[str, LazyTensor]) -> list[Any]:
-    layers = bert_names.count(rank)
+    layers = bert_names.count_checked(rank)
     head = "multichoice_head" if "multichoice_head.weight" in rank else "classification_head"
     return bert_names.legacy(layers, head=head)
 

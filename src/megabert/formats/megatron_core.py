@@ -120,7 +120,7 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
         raise ValueError(f"{path} holds no checkpoint of Megatron-core")
     if facts.kind == "torch":
         return _read_ranks(path, facts, heads, order, optimizer)
-    return _read_distributed(facts, heads, order, optimizer)
+    return read_contents(megatron_core_chunks.read(facts.folder), heads, order, optimizer, {}, facts.said)
 
 
 def _read_ranks(path: Path, facts: Facts, heads: int | None, order: Order | None, optimizer: bool) -> Checkpoint:
@@ -150,10 +150,20 @@ class Parts(NamedTuple):
     notes: list[str]
 
 
-def _read_distributed(facts: Facts, heads: int | None, order: Order | None, optimizer: bool) -> Checkpoint:
-    folder = facts.folder
-    _check_metadata(folder)
-    contents = megatron_core_chunks.read(folder)
+def read_contents(
+    contents: megatron_core_chunks.Contents, heads: int | None, order: Order | None, optimizer: bool,
+    told: Mapping[str, Any], said: str = "",
+) -> Checkpoint:  # fmt: skip
+    """A checkpoint of a distributed checkpoint's contents.
+
+    Args:
+        told: what is known beside its own `args`, under their names.
+        said: the first note.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    _check_metadata(contents)
     common, foreign = _common(contents)
     weights, states = {}, {}
     for name, stored in contents.tensors.items():
@@ -163,8 +173,9 @@ def _read_distributed(facts: Facts, heads: int | None, order: Order | None, opti
         elif not name.startswith(_IGNORED):
             weights[name] = stored
     plain = unpickle.plain(common.get("args")) if isinstance(common.get("args"), Placeholder | dict) else {}
+    plain = {**told, **plain}
     held = {kind: [megatron_core_names.unstacked(tensors)] for kind, tensors in states.items() if optimizer}
-    notes = [facts.said]
+    notes = [said] if said else []
     if optimizer and not held and any("optimizer" in name for name in (*contents.tensors, *contents.objects)):
         notes.append("the optimizer's state is not stored tensor by tensor, and is not carried")
     state = megatron_optimizer.State(held, _step(common), [])
@@ -182,31 +193,31 @@ def _read_distributed(facts: Facts, heads: int | None, order: Order | None, opti
     if plain:
         training["arguments"] = plain
     classes = sorted({*foreign, *contents.foreign} - {"argparse.Namespace"})
-    said = [f"objects whose classes were not loaded: {', '.join(classes[:6])}"] if classes else []
-    return assemble(facts.folder, found, heads, order, training, said)
+    last = [f"objects whose classes were not loaded: {', '.join(classes[:6])}"] if classes else []
+    return assemble(contents.folder, found, heads, order, training, last)
 
 
-def _check_metadata(folder: Path) -> None:
-    path = folder / "metadata.json"
-    if not path.is_file():
+def _check_metadata(contents: megatron_core_chunks.Contents) -> None:
+    region = contents.members.get("metadata.json")
+    if region is None:
         return
     try:
-        value = json.loads(path.read_bytes()[:_LARGEST_JSON])
+        value = json.loads(region.read(0, _LARGEST_JSON))
         backend = value["sharded_backend"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} is damaged: it should name the sharded_backend") from None
+        raise ValueError(f"{region.name} is damaged: it should name the sharded_backend") from None
     if backend != "torch_dist":
-        raise ValueError(f"{path}: a checkpoint of the kind {str(backend)[:40]!r} is not read; torch_dist is")
+        raise ValueError(f"{region.name}: a checkpoint of the kind {str(backend)[:40]!r} is not read; torch_dist is")
 
 
 def _common(contents: megatron_core_chunks.Contents) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What is not sharded: in `common.pt`, or as an object among the chunks."""
-    file, region = contents.folder / "common.pt", contents.objects.get(COMMON_OBJECT)
-    if not file.is_file() and region is None:
+    region = contents.members.get("common.pt") or contents.objects.get(COMMON_OBJECT)
+    if region is None:
         return {}, ()
-    loaded = unpickle.load(file if file.is_file() else region)  # type: ignore[arg-type]
+    loaded = unpickle.load(region)
     if not isinstance(loaded.data, dict):
-        raise ValueError(f"{file if file.is_file() else contents.folder}: the common state is no dictionary")
+        raise ValueError(f"{region.name}: the common state is no dictionary")
     return loaded.data, loaded.foreign
 
 
@@ -243,7 +254,7 @@ def assemble(
     words = ranks[0].get("embedding.word_embeddings.weight")
     if words is None or len(words.shape) != 2:
         raise ValueError(f"{folder} holds no word embedding: it is no BERT, or not whole")
-    heads = heads or arguments.get("num_attention_heads")
+    heads = heads or _positive(arguments.get("num_attention_heads"))
     notes = list(found.notes)
     if heads is None:
         heads = sizes.supposed_heads(words.shape[1])
@@ -259,6 +270,7 @@ def assemble(
     config, supposed = megatron_arguments.to_config(arguments, VERSION)
     notes += _tie(tensors, config, bool(arguments.get("untie_embeddings_and_output_weights")))
     told, _ = sizes.infer(tensors, heads)
+    megatron_arguments.check_sizes(arguments, told, str(folder))
     config = {**told, **config, "intermediate_size": told.get("intermediate_size")}
     sizes.check(config, tensors)
     state = megatron_optimizer.joined(found.optimizer, rows, heads, chosen, tensors)
@@ -278,6 +290,10 @@ def assemble(
         notes=(*notes, *supposed, *last),
     )
     return with_heads(checkpoint)
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _tie(tensors: dict[str, LazyTensor], config: dict[str, Any], untied: bool) -> list[str]:

@@ -30,7 +30,8 @@ def read(
     if words is None or len(words.shape) != 2:
         raise ValueError(f"{first.name} holds no word embedding: it is no BERT, or not whole")
     heads = heads or sizes.supposed_heads(words.shape[1])
-    tensors = join(bert_names.first_generation(bert_names.count(ranks[0])), ranks, heads=heads, order=order or "v0")
+    rows = bert_names.first_generation(bert_names.count_checked(ranks[0]))
+    tensors = join(rows, ranks, heads=heads, order=order or "v0")
     told, notes = sizes.infer(tensors, heads)
     config = {
         **told, "model_type": "bert", "architectures": ["BertForPreTraining"], "hidden_act": "gelu",
