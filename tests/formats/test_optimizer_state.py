@@ -7,7 +7,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megabert.formats import megatron, megatron_core, megatron_core_write, megatron_write
-from megabert.formats.checkpoints import open_checkpoint, save_checkpoint
 
 CUTS = st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([(1, 1), (2, 1), (4, 1), (2, 2)]))
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
@@ -180,24 +179,3 @@ def test_what_is_odd_is_said(file):
         optimizer["optimizer"]["state"] = {}
 
     assert any("no moments of Adam" in note for note in changed(file, no_moments).notes)
-
-
-@pytest.mark.parametrize("first", [
-    ("megatron", megatron_write.Layout(tensor=2, pipeline=2, chunks=2)),
-    ("megatron-core", megatron_core_write.Layout(kind="torch", tensor=2, pipeline=2)),
-    ("megatron-core", megatron_core_write.Layout()),
-])  # fmt: skip
-@pytest.mark.parametrize("second", [
-    ("megatron", megatron_write.Layout(tensor=4, era="v1")),
-    ("megatron-core", megatron_core_write.Layout(kind="torch", pipeline=4, spec="local")),
-    ("megatron-core", megatron_core_write.Layout(common=False)),
-])  # fmt: skip
-def test_between_formats(tmp_path, first, second):
-    source = made.checkpoint(made.weights(layers=4), optimizer=True, training={"iteration": 7})
-    for name, (kind, layout) in (("a", first), ("b", second)):
-        notes = save_checkpoint(source, tmp_path / name, format=kind, layout=layout)
-        assert not any("optimizer" in note for note in notes)
-        found = open_checkpoint(tmp_path / name)
-        made.assert_equal(found.optimizer, made.loaded(source.optimizer))
-        source = found
-    assert not open_checkpoint(tmp_path / "b", optimizer=False).optimizer

@@ -85,6 +85,11 @@ class TargetOptions:
     vocab_size: int | None = option(None, "cut or pad the vocabulary to this many entries", minimum=1, example="30522")
     unpad_vocab: bool = option(False, "cut the vocabulary to the entries of the tokenizer")
     max_shard_size: float = option(5.0, "files of a Transformers folder are at most this large, in GB", above=0)
+    safe_serialization: bool = option(
+        True,
+        "weights of a Transformers folder as safetensors; --no-safe-serialization writes one pytorch_model.bin, for "
+        "programs that read nothing else",
+    )
     optimizer: bool = option(True, "convert the optimizer's state where both formats have it; --no-optimizer drops it")
     verify: bool = option(False, "run both sides on fixed inputs, and compare the logits")
     overwrite: bool = option(False, "replace TARGET")
@@ -202,7 +207,8 @@ def _choices(config: Config, chosen: str) -> dict[str, Any]:
     if chosen == "huggingface":
         if ranks != (1, 1) or config.virtual_pipeline_model_parallel_size != 1:
             raise ValueError("--tensor-model-parallel-size and its like are for Megatron's formats; give --to megatron")
-        return {"shard_bytes": int(config.max_shard_size * 1e9)}
+        container = "safetensors" if config.safe_serialization else "torch"
+        return {"shard_bytes": int(config.max_shard_size * 1e9), "container": container}
     if chosen == "megatron":
         from megabert.formats.megatron_write import Layout
 
