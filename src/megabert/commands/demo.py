@@ -77,7 +77,8 @@ def run(config: Config) -> None:
     arguments = [
         "pretrain", "--train-data", "builtin", "--split", _SPLIT, "--vocab-size", str(_VOCABULARY), *_NETWORK,
         "--seq-length", str(_POSITIONS), "--pack",
-        "--masking", "token", "--mask-prob", str(_MASK_PROBABILITY), "--batch-size", str(_ROWS), "--train-iters", str(steps), "--lr", "1.2e-3",
+        "--masking", "token", "--mask-prob", str(_MASK_PROBABILITY),
+        "--batch-size", str(_ROWS), "--train-iters", str(steps), "--lr", "1.2e-3",
         "--adam-beta2", "0.98",
         "--warmup", "0.1", *(["--bf16"] if precision == "bf16" else []), "--log-interval", str(max(steps // 30, 1)),
         "--eval-interval", str(-(-steps // 5)), "--eval-iters", "30", "--num-workers", "1", "--seed", str(config.seed),
