@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
-from megabert.commands.former_flags import FormerFlags, check_former_flags
 from megabert.config import option
 from megabert.data.options import DataOptions
 from megabert.models.options import ModelOptions, RecomputeOptions
 from megabert.tokenization.options import TokenizerOptions
+from megabert.training.former_flags import FormerFlags, check_former_flags
 from megabert.training.options import TrainingOptions
 
 if TYPE_CHECKING:

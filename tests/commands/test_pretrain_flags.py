@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from megabert import config as configuration
-from megabert.commands.former_flags import JudgedFlags, check_former_flags
 from megabert.commands.pretrain import Config
 from megabert.tokenization.named import open_tokenizer
+from megabert.training.former_flags import JudgedFlags, check_former_flags
 
 README_2019 = """
 --batch-size 4 --tokenizer-type BertWordPieceTokenizer --cache-dir temp_cache_dir --tokenizer-model-type
