@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import MegatronBertConfig
 
+import megabert
 from megabert import MegatronBertForPreTraining
 from megabert.models.bert import stages
 from megabert.models.losses import PretrainingObjective
@@ -55,7 +56,7 @@ def packed_batch(seed: int, rows: int = 2) -> dict[str, torch.Tensor]:
 def compare(name: str, found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5, least: float = 1e-8) -> None:
     """Equal to `tolerance` of the largest entry; of `least` where all are smaller, and rounding is all there is."""
     scale = wanted.abs().max().clamp_min(least)
-    error = float((found - wanted).abs().max() / scale)
+    error = float((found.detach() - wanted.detach()).abs().max() / scale)
     assert error <= tolerance, f"{name}: differs by {error:.1e} of its largest entry"
 
 
@@ -67,13 +68,27 @@ def pipelined(model, pieces, group, targets, terms):
     return engine, Tie(pairs, group)
 
 
-def check_steps(pieces, micro_batches: int, steps: int = 20) -> None:
+def engine_weights(engine) -> dict[str, torch.nn.Parameter]:
+    return dict(itertools.chain.from_iterable(module.named_parameters() for module in engine.modules))
+
+
+def compare_gradients(where: str, own: dict, model: torch.nn.Module) -> None:
+    whole = dict(model.named_parameters(remove_duplicate=False))
+    largest = max(float(weight.grad.abs().max()) for weight in model.parameters() if weight.grad is not None)
+    for name, parameter in own.items():
+        if whole[name].grad is None:
+            assert parameter.grad is None, f"{where}: {name} has a gradient"
+        else:
+            compare(f"{where}: gradient of {name}", parameter.grad, whole[name].grad, least=largest / 100)
+
+
+def check_steps(pieces, micro_batches: int, steps: int = 20, layers: int = 4) -> None:
     """Losses, gradients and weights of `steps` updates."""
     torch.manual_seed(3)
-    model = MegatronBertForPreTraining(config())
+    model = MegatronBertForPreTraining(config(num_hidden_layers=layers))
     objective = PretrainingObjective("sop")
     engine, tie = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
-    own = dict(itertools.chain.from_iterable(module.named_parameters() for module in engine.modules))
+    own = engine_weights(engine)
     sides = [dict(model.named_parameters()), own]
     optimizers = [torch.optim.AdamW(side.values(), lr=1e-3) for side in sides]
     for step in range(steps):
@@ -99,13 +114,129 @@ def check_steps(pieces, micro_batches: int, steps: int = 20) -> None:
                 compare(f"step {step} {key}", sums[key], torch.tensor(value))
         else:
             assert sums == {"lm": 0, "sop": 0}
-        whole = dict(model.named_parameters(remove_duplicate=False))
-        largest = max(float(parameter.grad.abs().max()) for parameter in model.parameters())
-        for name, parameter in own.items():
-            compare(f"step {step} gradient of {name}", parameter.grad, whole[name].grad, least=largest / 100)
+        compare_gradients(f"step {step}", own, model)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+    whole = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in own.items():
         if not name.endswith("key.bias"):  # has no influence, hence no gradient but noise, which Adam blows up
             compare(f"weight {name}", parameter, whole[name], 1e-4)
+
+
+def head_batch(head: str, seed: int = 5) -> dict[str, torch.Tensor]:
+    """A batch with labels for a head, by Transformers' names."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def numbers(least, most, *shape):
+        return torch.randint(least, most, shape, generator=draw)
+
+    lead = (2, 3) if head == "MultipleChoice" else (4,)
+    mask = torch.ones(*lead, LENGTH, dtype=torch.long)
+    mask[..., LENGTH - 3 :] = numbers(0, 2, *lead, 1)
+    batch = {
+        "input_ids": numbers(5, VOCABULARY, *lead, LENGTH),
+        "attention_mask": mask,
+        "token_type_ids": numbers(0, 2, *lead, LENGTH),
+    }
+    if head in ("PreTraining", "MaskedLM", "CausalLM", "TokenClassification"):
+        most = 3 if head == "TokenClassification" else VOCABULARY
+        labels = numbers(0, most, *lead, LENGTH)
+        batch["labels"] = torch.where(numbers(0, 4, *lead, LENGTH) == 0, labels, -100)
+    if head == "PreTraining":
+        batch["next_sentence_label"] = numbers(0, 2, *lead)
+    if head in ("NextSentencePrediction", "SequenceClassification", "MultipleChoice"):
+        batch["labels"] = numbers(0, 2, lead[0])
+    if head == "QuestionAnswering":
+        batch |= {"start_positions": numbers(0, LENGTH, *lead), "end_positions": numbers(0, LENGTH, *lead)}
+    return batch
+
+
+HEADS = (
+    "Model", "PreTraining", "MaskedLM", "CausalLM", "NextSentencePrediction", "SequenceClassification", "MultipleChoice",
+    "TokenClassification", "QuestionAnswering",
+)  # fmt: skip
+
+
+def check_heads(pieces: int) -> None:
+    """One step of each of the nine classes: loss and gradients."""
+    for head in HEADS:
+        torch.manual_seed(4)
+        made = megabert.MegatronBertModel if head == "Model" else getattr(megabert, f"MegatronBertFor{head}")
+        labels = 2 if head in ("QuestionAnswering", "SequenceClassification") else 3
+        model = made(config(is_decoder=head == "CausalLM", num_labels=labels)).train()
+        engine, tie = pipelined(model, pieces, dist.group.WORLD, frozenset(), ("loss",))
+        own = engine_weights(engine)
+        batches = [head_batch(head, seed) for seed in (5, 6)]
+
+        def share(outputs, batch, head=head):
+            return {"loss": outputs.pooler_output.square().sum() if head == "Model" else outputs.loss / 2}
+
+        wanted = [share(model(**batch), batch)["loss"] for batch in batches]
+        sum(wanted).backward()
+        sums = engine.forward_backward(batches, share, 1.0, lambda first: None)
+        tie.add_gradients(own)
+        if engine.places[-1].last:
+            compare(f"{head}: loss", sums["loss"], sum(wanted).detach())
+        compare_gradients(head, own, model)
+        assert bool(tie.names) == (head in ("PreTraining", "MaskedLM", "CausalLM") and dist.get_rank() in (0, dist.get_world_size() - 1))
+
+
+def check_evaluation(pieces: int) -> None:
+    """Sums over batches of several sizes, and training between them."""
+    torch.manual_seed(5)
+    model = MegatronBertForPreTraining(config()).eval()
+    objective = PretrainingObjective("sop")
+    engine, _ = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
+
+    def read(outputs, batch):
+        return objective.sums(outputs, batch) | {f"{k} hits": v for k, v in objective.hits(outputs, batch).items()}
+
+    for seed, rows in enumerate((2, 5, 1, 1, 3)):
+        batch = packed_batch(seed, rows)
+        found = engine.evaluate(batch, read)
+        if engine.places[-1].last:
+            with torch.no_grad():
+                wanted = read(model(**inputs_of(objective, batch)), batch)
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                compare(f"{rows} rows: {name}", found[name], value)
+        if seed == 2:
+            engine.forward_backward([batch, batch], lambda o, b: objective.sums(o, b), 1.0, lambda first: None)
+
+
+def check_dropout(pieces: int) -> None:
+    """Recomputation draws the masks of the forward pass again; the stages' masks differ, and repeat with the seed."""
+    gradients, sums = [], []
+    for recomputing in (False, True, False):
+        torch.manual_seed(6)
+        dropping = config(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+        model = MegatronBertForPreTraining(dropping).train()
+        if recomputing:
+            model.gradient_checkpointing_enable()
+        objective = PretrainingObjective("sop")
+        engine, _ = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
+        torch.manual_seed(1234 + 100 * dist.get_rank())
+        batches = [packed_batch(i) for i in range(4)]
+        sums.append(engine.forward_backward(batches, objective.sums, 1.0, lambda first: None))
+        gradients.append({name: weight.grad for name, weight in engine_weights(engine).items()})
+    assert sums[0] == sums[1] == sums[2]
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]) and torch.equal(gradient, gradients[2][name]), name
+
+
+def check_refusals() -> None:
+    torch.manual_seed(7)
+    model = MegatronBertForPreTraining(config())
+    objective = PretrainingObjective("sop")
+    engine, _ = pipelined(model, 2, dist.group.WORLD, objective.targets, ("lm", "sop"))
+    for batches, words in (
+        ([packed_batch(i) for i in range(5)], "multiple of 2 micro-batches, such as 4"),
+        ([packed_batch(0), packed_batch(1, rows=3)], "must have one shape"),
+    ):
+        try:
+            engine.forward_backward(batches, objective.sums, 1.0, lambda first: None)
+        except ValueError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"not refused: {words}")

@@ -189,7 +189,8 @@ class PipelineEngine:
     def evaluate(self, batch: Batch, read: Callable[[Any, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Run a batch forward; what `read` says of the outputs on the rank with the last stage, elsewhere nothing.
 
-        A rank does not wait until the next one has taken what it passes on, so batches follow each other closely.
+        A rank does not wait until the next one has taken what it passes on, so batches follow each other closely. Whoever
+        adds up the results over the ranks waits for all of them by that.
         """
         here = self._moved(batch)
         for place, module in zip(self.places, self.modules, strict=True):
