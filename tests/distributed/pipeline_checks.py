@@ -88,6 +88,8 @@ def check_steps(pieces, micro_batches: int, steps: int = 20, layers: int = 4) ->
     model = MegatronBertForPreTraining(config(num_hidden_layers=layers))
     objective = PretrainingObjective("sop")
     engine, tie = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
+    armed = {id(module): [] for module in engine.modules}
+    engine.arm = lambda module, last: armed[id(module)].append(last)
     own = engine_weights(engine)
     sides = [dict(model.named_parameters()), own]
     optimizers = [torch.optim.AdamW(side.values(), lr=1e-3) for side in sides]
@@ -108,6 +110,9 @@ def check_steps(pieces, micro_batches: int, steps: int = 20, layers: int = 4) ->
         seen = []
         sums = engine.forward_backward(batches, share, 1.0, seen.append)
         tie.add_gradients(own)
+        for calls in armed.values():
+            assert calls == [False] * (micro_batches - 1) + [True]
+            calls.clear()
         assert seen == [True] + [False] * (len(engine.modules) * micro_batches - 1)
         if engine.places[-1].last:
             for key, value in wanted.items():

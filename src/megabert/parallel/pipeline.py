@@ -89,15 +89,49 @@ def cut_model(model: nn.Module, place: Place, cut: Cut) -> nn.Module:
 
 
 class _Stage(PipelineStage):
-    """A stage that tells when the gradients of a micro-batch are in its weights."""
+    """A stage that tells when a backward pass begins and when its gradients are in the weights.
 
-    def __init__(self, *args: Any, after_backward: Callable[[], None], **kwargs: Any):
+    Args:
+        before_backward: called with whether this is the step's last micro-batch here.
+        in_flight: micro-batches that are between forward and backward here at most. Torch has buffers for all of a
+            step, where those of finished ones can be used again.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        before_backward: Callable[[bool], None],
+        after_backward: Callable[[], None],
+        micro_batches: int,
+        in_flight: int,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.before_backward = before_backward
         self.after_backward = after_backward
+        self.micro_batches = micro_batches
+        self.in_flight = in_flight
+        self.backwards = 0
 
     def backward_one_chunk(self, *args: Any, **kwargs: Any) -> None:
+        self.backwards += 1
+        self.before_backward(self.backwards % self.micro_batches == 0)
         super().backward_one_chunk(*args, **kwargs)
         self.after_backward()
+
+    # The two methods that make the buffers are torch's own affair; without these lines there is only more memory used.
+    def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._prepare_forward_infra(*args, **kwargs)
+        self.args_recv_info = self._reused(self.args_recv_info)
+        return result
+
+    def _prepare_backward_infra(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._prepare_backward_infra(*args, **kwargs)
+        self.grad_recv_info = self._reused(self.grad_recv_info)
+        return result
+
+    def _reused(self, buffers: dict[int, Any]) -> dict[int, Any]:
+        return {index: buffers[index % self.in_flight] for index in buffers}
 
 
 class _Runner(nn.Module):
@@ -135,6 +169,7 @@ class PipelineEngine:
         group: the ranks of the pipeline, in the order of their stages.
         device: where batches are moved to.
         sequence_shards: hidden states between stages hold one of so many parts of the sequence.
+        arm: called before each backward pass with its module, and whether it is the step's last one there.
     """
 
     def __init__(
@@ -147,6 +182,7 @@ class PipelineEngine:
         group: dist.ProcessGroup,
         device: torch.device,
         sequence_shards: int = 1,
+        arm: Callable[[nn.Module, bool], None] | None = None,
     ):
         self.places = list(places)
         self.modules = list(modules)
@@ -156,6 +192,7 @@ class PipelineEngine:
         self.group = group
         self.device = device
         self.sequence_shards = sequence_shards
+        self.arm = arm
         self._work: _Work | None = None
         self._schedule: tuple[tuple[Any, ...], Any] = ((), None)
         self._sending: tuple[dist.Work, Tensor] | None = None
@@ -239,6 +276,8 @@ class PipelineEngine:
     def _make_schedule(self, count: int, shape: torch.Size, kind: torch.dtype) -> Any:
         hidden = torch.empty(shape, dtype=kind, device="meta").requires_grad_()
         loss = torch.empty((), device="meta").requires_grad_()
+        # With fewer micro-batches than stages 1F1B is all warm-up, which torch wants said by the other name.
+        alternating = len(self.places) == 1 and count >= self.places[0].stages
         stages = [
             _Stage(
                 _Runner(partial(self._run, place, module)),
@@ -249,15 +288,17 @@ class PipelineEngine:
                 input_args=() if place.first else (hidden,),
                 output_args=(loss if place.last else hidden,),
                 group=self.group,
+                before_backward=partial(self._before_backward, module),
                 after_backward=self._after_backward,
+                micro_batches=count,
+                in_flight=place.stages - place.index if alternating else count,
             )
             for place, module in zip(self.places, self.modules, strict=True)
         ]
         if len(stages) > 1:
             check_interleaving(count, self.group.size())
             return ScheduleInterleaved1F1B(stages, count, loss_fn=_loss_itself, scale_grads=False)
-        # With fewer micro-batches than stages 1F1B is all warm-up, which torch wants said by the other name.
-        kind_of_schedule = Schedule1F1B if count >= self.places[0].stages else ScheduleGPipe
+        kind_of_schedule = Schedule1F1B if alternating else ScheduleGPipe
         return kind_of_schedule(stages[0], count, loss_fn=_loss_itself, scale_grads=False)
 
     def _run(self, place: Place, module: nn.Module, hidden: Tensor | None, index: int) -> Tensor:
@@ -273,6 +314,10 @@ class PipelineEngine:
             work.sums[name] = work.sums[name] + value.detach() if name in work.sums else value.detach()
         loss = torch.stack(list(shares.values())).sum()
         return loss * work.scale if work.scale != 1.0 else loss
+
+    def _before_backward(self, module: nn.Module, last: bool) -> None:
+        if self.arm is not None:
+            self.arm(module, last)
 
     def _after_backward(self) -> None:
         work = self._work
