@@ -57,8 +57,7 @@ class MegatronBertEncoder(nn.Module):
         """The dtype that the layers compute in: that of their matrices."""
         if len(self.layer) == 0:
             return self.ln.weight.dtype
-        # Not `layer[0]`: a stage of a model that was cut holds layers under their own, later numbers.
-        return next(iter(self.layer)).intermediate.dense.weight.dtype  # type: ignore[union-attr,return-value]
+        return self.layer[0].intermediate.dense.weight.dtype  # type: ignore[union-attr,return-value]
 
     def forward(
         self,

@@ -39,6 +39,13 @@ class HiddenStatesGiven(nn.Module):
         return inputs_embeds
 
 
+class KeptLayers(nn.ModuleList):
+    """Some layers: named by their numbers in the whole model, indexed by their places here."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
 def keep(model: MegatronBertPreTrainedModel, layers: range, *, first: bool, last: bool) -> None:
     """Remove from `model`, in place, what does not belong to the stage with these layers.
 
@@ -48,7 +55,7 @@ def keep(model: MegatronBertPreTrainedModel, layers: range, *, first: bool, last
         last: with the last LayerNorm, the pooler and the head.
     """
     base: Any = model.base_model
-    kept = nn.ModuleList()
+    kept = KeptLayers()
     for index in layers:
         kept.add_module(str(index), base.encoder.layer[index])
     base.encoder.layer = kept
