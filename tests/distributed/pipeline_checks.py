@@ -12,6 +12,7 @@ from transformers import MegatronBertConfig
 import megabert
 from megabert import MegatronBertForPreTraining
 from megabert.models.bert import stages
+from megabert.models.bert.recompute import Recomputation, set_recomputation
 from megabert.models.losses import PretrainingObjective
 from megabert.parallel.pipeline import PipelineEngine, cut_model, places_of
 from megabert.parallel.tied import Tie
@@ -211,23 +212,25 @@ def check_evaluation(pieces: int) -> None:
 
 
 def check_dropout(pieces: int) -> None:
-    """Recomputation draws the masks of the forward pass again; the stages' masks differ, and repeat with the seed."""
+    """Masks repeat with the seed, and recomputation draws those of the forward pass again."""
     gradients, sums = [], []
-    for recomputing in (False, True, False):
+    ways = (None, None, Recomputation("full", "block", 1), Recomputation("full"), Recomputation("selective"))
+    for way in ways:
         torch.manual_seed(6)
         dropping = config(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
         model = MegatronBertForPreTraining(dropping).train()
-        if recomputing:
-            model.gradient_checkpointing_enable()
         objective = PretrainingObjective("sop")
         engine, _ = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
+        for module in engine.modules:
+            set_recomputation(module, way)
         torch.manual_seed(1234 + 100 * dist.get_rank())
         batches = [packed_batch(i) for i in range(4)]
         sums.append(engine.forward_backward(batches, objective.sums, 1.0, lambda first: None))
         gradients.append({name: weight.grad for name, weight in engine_weights(engine).items()})
-    assert sums[0] == sums[1] == sums[2]
-    for name, gradient in gradients[0].items():
-        assert torch.equal(gradient, gradients[1][name]) and torch.equal(gradient, gradients[2][name]), name
+    assert all(each == sums[0] for each in sums)
+    for found in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            assert torch.equal(gradient, found[name]), name
 
 
 def check_refusals() -> None:
