@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def same_as_one_process(names, steps, changes):
         for key, master in step.weights.masters.items():
             assert torch.equal(whole(applied, mesh, layout, key, master), plain.weights.masters[key]), (name, key)
         expected = observed(plain, lambda key, gradient: gradient.clone())
-        found = observed(step, lambda key, gradient: whole(applied, mesh, layout, key, gradient))
+        found = observed(step, functools.partial(whole, applied, mesh, layout))
         for update in range(steps):
             where = f"{name}, update {update}"
             one = plain(micro_batches(update), 1e-3)

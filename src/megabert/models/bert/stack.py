@@ -29,6 +29,7 @@ class MegatronBertEncoder(nn.Module):
         self.layer = nn.ModuleList([MegatronBertLayer(config, index) for index in range(config.num_hidden_layers)])
         self.ln = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
+        self.compute_dtype: torch.dtype | None = None
         self.recomputed: list[range] = []
         """Groups of layers, from the first one on, that keep only their input in training (`bert.recompute`)."""
         self.compute_dtype: torch.dtype | None = None
