@@ -1,107 +1,60 @@
-"""Jobs of several processes, as a launcher would start them, from a server that has torch imported already."""
+"""Runs a function in several processes joined by gloo, with a time limit."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import socket
-import sys
-import tempfile
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+import traceback
+from datetime import timedelta
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed.tensor", "megabert.training.loop"])
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+SECONDS = 240
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How one process ended: its exit status (minus the signal's number when killed) and what it wrote."""
-
-    status: int
-    output: str
-    errors: str
-
-
-class Job:
-    """Processes that run `function(*arguments)` with torchrun's variables set."""
-
-    def __init__(self, function: Callable, size: int, *arguments, environment: dict[str, str] | None = None):
-        self.folder = Path(tempfile.mkdtemp(prefix="job-"))
-        port = str(free_port())
-        self.processes = []
-        for rank in range(size):
-            variables = {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **(environment or {}),
-            }  # fmt: skip
-            process = _CONTEXT.Process(
-                target=_child, args=(function, arguments, variables, str(self.folder / str(rank)))
-            )
-            process.start()
-            self.processes.append(process)
-
-    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
-        pid = self.processes[rank].pid
-        if pid is not None and self.processes[rank].exitcode is None:
-            os.kill(pid, number)
-
-    def wait(self, seconds: float) -> list[Ended]:
-        """All ends; a process that is still there after the time is killed, and fails the test."""
-        end = time.monotonic() + seconds
-        for process in self.processes:
-            process.join(max(0.0, end - time.monotonic()))
-        late = [rank for rank, process in enumerate(self.processes) if process.exitcode is None]
-        for rank in late:
-            self.kill(rank)
-            self.processes[rank].join()
-        found = [
-            Ended(process.exitcode or 0, *((self.folder / f"{rank}.{name}").read_text() for name in ("out", "err")))
-            for rank, process in enumerate(self.processes)
-        ]
-        assert not late, f"ranks {late} hang: {found}"
-        return found
-
-
-def run(function: Callable, size: int, *arguments, seconds: float = 60, **more) -> list[Ended]:
-    return Job(function, size, *arguments, **more).wait(seconds)
-
-
-def succeed(function: Callable, size: int, *arguments, seconds: float = 60) -> list[Ended]:
-    ended = run(function, size, *arguments, seconds=seconds)
-    assert all(one.status == 0 for one in ended), "\n".join(one.errors for one in ended)
-    return ended
-
-
-def _child(function: Callable, arguments: tuple, variables: dict[str, str], place: str) -> None:
-    os.environ.update(variables)
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{place}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
-    import torch
-
+def _child(rank, world, port, function, arguments, errors):
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     torch.set_num_threads(1)
-    function(*arguments)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        )
+        function(*arguments)
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        errors.put((rank, traceback.format_exc()))
+        # The others wait for messages that will not come: nobody tidies up.
+        os._exit(1)
 
 
-@contextmanager
-def world(seconds: float = 30, backend: str = "gloo"):
-    from datetime import timedelta
-
-    from megabert.training.distributed import started
-    from megabert.training.launch import launched
-
-    launch = launched(os.environ)
-    assert launch is not None
-    with started(launch, backend=backend, timeout=timedelta(seconds=seconds), program="test") as found:
-        yield found
+def run_in(world, function, *arguments, seconds=SECONDS):
+    """Call `function(*arguments)` in `world` processes; the first error of any of them is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    children = [
+        context.Process(target=_child, args=(rank, world, port, function, arguments, errors), daemon=True)
+        for rank in range(world)
+    ]
+    for child in children:
+        child.start()
+    try:
+        for child in children:
+            child.join(seconds)
+            if child.exitcode is None:
+                raise AssertionError(f"no end after {seconds} s")
+            if child.exitcode != 0:
+                break
+        if any(child.exitcode for child in children):
+            rank, text = (None, "a process died") if errors.empty() else errors.get()
+            raise AssertionError(f"rank {rank}: {text}")
+    finally:
+        for child in children:
+            if child.is_alive():
+                child.kill()
+            child.join()

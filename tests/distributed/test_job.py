@@ -6,7 +6,7 @@ import pytest
 
 from megabert.training.launch import Launch, first_node, launched
 
-from .processes import Job, run, succeed, world
+from .jobs import Job, run, succeed, world
 
 
 @pytest.mark.parametrize(

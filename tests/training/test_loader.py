@@ -105,11 +105,48 @@ def test_waiting_is_measured():
 
 def test_evaluation_reads_each_row_once():
     seen = [
-        batch["index"].tolist() for batch in evaluation_batches(Numbered(), batch=4, limit=10, workers=0, device=CPU)
+        batch["index"].tolist() for batch, _ in evaluation_batches(Numbered(), batch=4, limit=10, workers=0, device=CPU)
     ]
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     few = list(evaluation_batches(ToyRows(3), batch=2, limit=1000, workers=0, device=CPU))
-    assert [batch["input_ids"].shape[0] for batch in few] == [2, 1]
+    assert [batch["input_ids"].shape[0] for batch, _ in few] == [2, 1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_readers_share_an_evaluation_without_loss_or_double(ranks):
+    batches = [
+        list(evaluation_batches(Numbered(), batch=4, limit=18, workers=0, device=CPU, share=(rank, ranks)))
+        for rank in range(ranks)
+    ]
+    assert len({len(one) for one in batches}) == 1
+    counted = [row for one in batches for batch, counts in one if counts for row in batch["index"].tolist()]
+    assert sorted(counted) == list(range(18))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_readers_share_an_update(ranks):
+    options = {
+        "micro_batch": 2,
+        "sizes": BatchSizes(12, 1, 0, 12),
+        "start": 24,
+        "stop": 48,
+        "workers": 0,
+        "device": CPU,
+    }
+    updates = [list(Batches(Numbered(), share=(rank, ranks), **options)) for rank in range(ranks)]
+    for number in range(2):
+        # Micro-batch j of reader d begins at row (j * D + d) * m of the update.
+        first = [batch["index"][0].item() for update in updates for batch in update[number]]
+        rounds = 12 // 2 // ranks
+        assert first == [24 + 12 * number + (j * ranks + d) * 2 for d in range(ranks) for j in range(rounds)]
+
+
+def test_an_update_that_readers_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"12 rows is not a multiple of 8, which is --batch-size 2 for each of 4"):
+        Batches(
+            Numbered(), micro_batch=2, sizes=BatchSizes(12, 1, 0, 12), start=0, stop=12, workers=0, device=CPU,
+            share=(0, 4),
+        )  # fmt: skip
 
 
 def test_collate_adds_the_batch_dimension():

@@ -156,8 +156,8 @@ def started(
 ) -> Iterator[World]:
     """The job while it runs: its processes have met, and each one's end is known to all.
 
-    In the block only rank 0 writes to standard output. An error in it is said once, by rank 0, with the rank and host that it
-    comes from unless all have it, and ends all processes.
+    In the block only rank 0 writes to standard output. An error in it is said once, by rank 0, with the rank and host
+    that it comes from unless all have it, and ends all processes.
 
     Args:
         backend: of torch's process group, as `gloo` or `cpu:gloo,cuda:nccl`.

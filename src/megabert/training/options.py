@@ -197,6 +197,11 @@ class RunOptions:
     save_interval: int | None = option(
         5000, "updates between two checkpoints", aliases=("save-iters",), example="1000", minimum=1
     )
+    async_save: bool = option(
+        True,
+        "write checkpoints while training goes on: an update waits only until what it changes is copied, which takes "
+        "the memory of a checkpoint once more",
+    )
     keep_last: int = option(
         2, "newest checkpoints to keep, besides the best one; 0 keeps all of them", example="5", minimum=0
     )

@@ -1,8 +1,8 @@
 """Saving behind the training's back: a step waits for the copying of what it is about to change, not for the disk.
 
-What a checkpoint holds does not change until the next update of the weights. So a thread copies it while that update's forward
-and backward passes run, and the update waits for the copies; then the thread writes them while training goes on. The
-copies take the memory of the checkpoint once, and are kept for the next one.
+What a checkpoint holds does not change until the next update of the weights. So a thread copies it while that update's
+forward and backward passes run, and the update waits for the copies; then the thread writes them while training goes
+on. The copies take the memory of the checkpoint once, and are kept for the next one.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
+    @property
     def failed(self) -> bool:
         """Whether a save that ran in the background has failed: `finish` raises why."""
         return self._error is not None

@@ -10,8 +10,8 @@ step-00001000/
 ```
 
 Names are those of the checkpoint of one process behind its file's name: `model/NAME`, `optimizer/exp_avg/NAME`, and
-`random/RANK/cpu`. The engine plans who writes what and which pieces a process of any other layout reads; how they lie on the
-disk is ours, so that nothing is a pickle.
+`random/RANK/cpu`. The engine plans who writes what and which pieces a process of any other layout reads; how they lie
+on the disk is ours, so that nothing is a pickle.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Pieces:
     def _read_headers(self) -> None:
         for part in ("model", "optimizer", "random"):
             with _open(self.folder / f"{part}.safetensors") as file:
-                for key in file.keys():  # noqa: SIM118: no mapping
+                for key in list(file.keys()):
                     view = file.get_slice(key)
                     shape = tuple(view.get_shape())
                     piece = (f"{part}.safetensors", key, (0,) * len(shape), shape)

@@ -73,7 +73,7 @@ class SharedCheckpoints(Checkpoints):
 
         tensors, copies = self._named(snapshot)
         writer = sharded.Writer(temporary, lambda path: stored.digest(path, sync=True), finish)
-        with self.tidy(final, temporary) if self.world.rank == 0 else nullcontext():
+        with self.tidy(final, temporary):
             sharded.save(tensors, copies, writer, self.group)
         return final
 
@@ -86,7 +86,8 @@ class SharedCheckpoints(Checkpoints):
         for entry, tensor in snapshot.optimizer.items():
             kind, _, name = entry.partition("/")
             key = f"optimizer/{kind}/{self._stored_name(name)}"
-            tensors[key], copies[key] = self.sharing.whole(name, tensor), tensor
+            like = tensor.shape == snapshot.weights[name].shape
+            tensors[key], copies[key] = self.sharing.whole(name, tensor) if like else tensor, tensor
         for name, tensor in snapshot.random.items():
             key = f"random/{self.world.rank:05d}/{name}"
             tensors[key] = copies[key] = tensor
@@ -110,7 +111,11 @@ class SharedCheckpoints(Checkpoints):
                     counter = not pieces.tensors[key][1] and part.ndim > 0
                     wanted[key] = (f"{kind}/{name}", torch.zeros(()) if counter else part)
         parts = {key: torch.empty_like(part) for key, (_, part) in wanted.items()}
-        wholes = {key: self.sharing.whole(name.rpartition("/")[2], parts[key]) for key, (name, _) in wanted.items()}
+        wholes = {}
+        for key, (entry, part) in wanted.items():
+            name = entry.rpartition("/")[2]
+            like = part.shape == weights[name].shape
+            wholes[key] = self.sharing.whole(name, parts[key]) if like else parts[key]
         sharded.load(wholes, pieces, self.group)
         found = Snapshot({}, state=content["state"], identity=content["identity"])
         for key, (name, _) in wanted.items():

@@ -27,16 +27,11 @@ class Team(Protocol):
         sums: of those that hold the same outputs, this is the one that adds them up.
     """
 
-    @property
-    def leads(self) -> bool: ...
-    @property
-    def data_rank(self) -> int: ...
-    @property
-    def data_ranks(self) -> int: ...
-    @property
-    def counts(self) -> bool: ...
-    @property
-    def sums(self) -> bool: ...
+    leads: bool
+    data_rank: int
+    data_ranks: int
+    counts: bool
+    sums: bool
 
     def add(self, numbers: Sequence[float]) -> list[float]:
         """The sums over all processes, which all call this."""
@@ -62,8 +57,9 @@ class Team(Protocol):
 class OneProcess:
     """A run of this process alone."""
 
-    leads = counts = sums = True
-    data_rank, data_ranks = 0, 1
+    def __init__(self) -> None:
+        self.leads = self.counts = self.sums = True
+        self.data_rank, self.data_ranks = 0, 1
 
     def add(self, numbers: Sequence[float]) -> list[float]:
         """There is nobody else."""
@@ -90,8 +86,8 @@ class Sharing:
         layout: of the run, in words: a checkpoint of the same layout is gone on from bitwise.
         pipeline_rank, data_rank, tensor_rank: its place.
         data_ranks: shares of the rows.
-        whole: (name, this process's part) -> the part as one of the whole tensor (`DTensor`); what has another shape than
-            the weight of that name stays as it is.
+        whole: (weight's name, this process's part of it or of its moments) -> that part of the whole (`DTensor`); a
+            weight that every process has whole stays plain.
         aliases: names of copies that belong to the weight of another name (a tied weight on another stage).
     """
 
