@@ -7,7 +7,7 @@ import torch
 
 from megabert.parallel.mesh import Layout
 
-from .spawned import run_in
+from .processes import run_in
 from .small import micro_batches, parallel_step, plain_step, whole
 
 LAYOUTS = {
