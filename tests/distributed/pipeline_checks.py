@@ -88,7 +88,7 @@ def check_steps(pieces, micro_batches: int, steps: int = 20, layers: int = 4) ->
     torch.manual_seed(3)
     model = MegatronBertForPreTraining(config(num_hidden_layers=layers))
     objective = PretrainingObjective("sop")
-    engine, tie = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
+    engine, tie = pipelined(model, pieces, dist.group.WORLD, objective.targets, lambda batch: ("lm", "sop"))
     armed = {id(module): [] for module in engine.modules}
     engine.arm = lambda module, last: armed[id(module)].append(last)
     own = engine_weights(engine)
@@ -169,7 +169,7 @@ def check_heads(pieces: int) -> None:
         made = megabert.MegatronBertModel if head == "Model" else getattr(megabert, f"MegatronBertFor{head}")
         labels = 2 if head in ("QuestionAnswering", "SequenceClassification") else 3
         model = made(config(is_decoder=head == "CausalLM", num_labels=labels)).train()
-        engine, tie = pipelined(model, pieces, dist.group.WORLD, frozenset(), ("loss",))
+        engine, tie = pipelined(model, pieces, dist.group.WORLD, frozenset(), lambda batch: ("loss",))
         own = engine_weights(engine)
         batches = [head_batch(head, seed) for seed in (5, 6)]
 
@@ -193,7 +193,7 @@ def check_evaluation(pieces: int) -> None:
     torch.manual_seed(5)
     model = MegatronBertForPreTraining(config()).eval()
     objective = PretrainingObjective("sop")
-    engine, _ = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
+    engine, _ = pipelined(model, pieces, dist.group.WORLD, objective.targets, lambda batch: ("lm", "sop"))
 
     def read(outputs, batch):
         return objective.sums(outputs, batch) | {f"{k} hits": v for k, v in objective.hits(outputs, batch).items()}
@@ -220,7 +220,7 @@ def check_dropout(pieces: int) -> None:
         dropping = config(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
         model = MegatronBertForPreTraining(dropping).train()
         objective = PretrainingObjective("sop")
-        engine, _ = pipelined(model, pieces, dist.group.WORLD, objective.targets, ("lm", "sop"))
+        engine, _ = pipelined(model, pieces, dist.group.WORLD, objective.targets, lambda batch: ("lm", "sop"))
         for module in engine.modules:
             set_recomputation(module, way)
         torch.manual_seed(1234 + 100 * dist.get_rank())
@@ -237,7 +237,7 @@ def check_refusals() -> None:
     torch.manual_seed(7)
     model = MegatronBertForPreTraining(config())
     objective = PretrainingObjective("sop")
-    engine, _ = pipelined(model, 2, dist.group.WORLD, objective.targets, ("lm", "sop"))
+    engine, _ = pipelined(model, 2, dist.group.WORLD, objective.targets, lambda batch: ("lm", "sop"))
     for batches, words in (
         ([packed_batch(i) for i in range(5)], "multiple of 2 micro-batches, such as 4"),
         ([packed_batch(0), packed_batch(1, rows=3)], "must have one shape"),

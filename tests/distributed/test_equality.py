@@ -9,7 +9,7 @@ import torch
 
 from megabert.parallel.mesh import Layout
 
-from .processes import succeed, world
+from .jobs import succeed, world
 from .small import micro_batches, parallel_step, plain_step, whole
 
 LAYOUTS = {

@@ -8,7 +8,7 @@ states travel. How a model is cut and run in parts is told by its plan (`Cut`); 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -163,7 +163,7 @@ class PipelineEngine:
         modules: the model of each of them, cut.
         cut: how stages run.
         targets: batch keys that are labels; the others are what the model is called with.
-        terms: names of what `share` gives: the terms of the loss.
+        terms: names of what `share` gives for a micro-batch: the terms of the loss.
         group: the ranks of the pipeline, in the order of their stages.
         device: where batches are moved to.
         sequence_shards: hidden states between stages hold one of so many parts of the sequence.
@@ -176,7 +176,7 @@ class PipelineEngine:
         modules: Sequence[nn.Module],
         cut: Cut,
         targets: frozenset[str],
-        terms: Sequence[str],
+        terms: Callable[[Batch], Iterable[str]],
         group: dist.ProcessGroup,
         device: torch.device,
         sequence_shards: int = 1,
@@ -186,7 +186,7 @@ class PipelineEngine:
         self.modules = list(modules)
         self.cut = cut
         self.targets = targets
-        self.terms = list(terms)
+        self.terms = terms
         self.group = group
         self.device = device
         self.sequence_shards = sequence_shards
@@ -218,7 +218,7 @@ class PipelineEngine:
         # The schedule cuts the numbers of the micro-batches, and each stage looks its micro-batch up.
         schedule.step(index=index, target=index, return_outputs=False)
         sums, self._work = self._work.sums, None
-        return sums or {name: torch.zeros((), device=self.device) for name in self.terms}
+        return sums or {name: torch.zeros((), device=self.device) for name in self.terms(micro_batches[0])}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, read: Callable[[Any, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -11,12 +11,6 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-
-
-def local_of(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds; a plain tensor is that itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Tie:
@@ -51,7 +45,7 @@ class Tie:
     def start_equal(self, weights: Mapping[str, Tensor]) -> None:
         """Give the last stage the first one's values; `weights` by name. Called by both."""
         for name in self.names:
-            part = local_of(weights[name].detach())
+            part = weights[name].detach()
             if self.first:
                 dist.send(part.contiguous(), self.other, group=self.group)
             else:
@@ -66,7 +60,7 @@ class Tie:
             weight = weights[name]
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-            own = local_of(weight.grad)
+            own = weight.grad
             sent, received = own.contiguous(), torch.empty_like(own, memory_format=torch.contiguous_format)
             works = dist.batch_isend_irecv(
                 [
