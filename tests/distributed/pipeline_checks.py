@@ -96,9 +96,7 @@ def check_steps(pieces, micro_batches: int, steps: int = 20, layers: int = 4) ->
     optimizers = [torch.optim.AdamW(side.values(), lr=1e-3) for side in sides]
     for step in range(steps):
         batches = [packed_batch(1000 * step + i) for i in range(micro_batches)]
-        totals = {
-            key: sum(objective.counts(batch)[key] for batch in batches).clamp_min(1) for key in ("lm", "sop")
-        }
+        totals = {key: sum(objective.counts(batch)[key] for batch in batches).clamp_min(1) for key in ("lm", "sop")}
 
         def share(outputs, batch, totals=totals):
             return {key: value / totals[key] for key, value in objective.sums(outputs, batch).items()}
@@ -185,7 +183,9 @@ def check_heads(pieces: int) -> None:
         if engine.places[-1].last:
             compare(f"{head}: loss", sums["loss"], sum(wanted).detach())
         compare_gradients(head, own, model)
-        assert bool(tie.names) == (head in ("PreTraining", "MaskedLM", "CausalLM") and dist.get_rank() in (0, dist.get_world_size() - 1))
+        assert bool(tie.names) == (
+            head in ("PreTraining", "MaskedLM", "CausalLM") and dist.get_rank() in (0, dist.get_world_size() - 1)
+        )
 
 
 def check_evaluation(pieces: int) -> None:

@@ -77,9 +77,7 @@ def places_of(layers: int, ranks: int, rank: int, pieces: int = 1) -> list[Place
     stages = ranks * pieces
     assert layers % stages == 0 and layers >= stages, f"{layers} layers in {stages} stages"
     length = layers // stages
-    return [
-        Place(index, stages, range(index * length, (index + 1) * length)) for index in range(rank, stages, ranks)
-    ]
+    return [Place(index, stages, range(index * length, (index + 1) * length)) for index in range(rank, stages, ranks)]
 
 
 def cut_model(model: nn.Module, place: Place, cut: Cut) -> nn.Module:

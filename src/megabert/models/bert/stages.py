@@ -70,9 +70,7 @@ def keep(model: MegatronBertPreTrainedModel, layers: range, *, first: bool, last
             delattr(model, name)
 
 
-def run(
-    model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: Tensor | None, *, last: bool
-) -> Any:
+def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: Tensor | None, *, last: bool) -> Any:
     """Run a stage that `keep` made.
 
     Args:
