@@ -37,9 +37,9 @@ class Tie:
         return [self.pairs[copy] if self.first else copy for copy in sorted(self.pairs)]
 
     @property
-    def copies(self) -> frozenset[str]:
-        """Names of this rank's weights that the first stage has too: not to be counted or stored here."""
-        return frozenset() if self.first else frozenset(self.pairs)
+    def copies(self) -> dict[str, str]:
+        """This rank's weights that the first stage has too, not to be counted here -> their names there."""
+        return {} if self.first else self.pairs
 
     @torch.no_grad()
     def start_equal(self, weights: Mapping[str, Tensor]) -> None:
