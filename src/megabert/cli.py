@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -55,6 +56,16 @@ def fail(program: str, error: Exception) -> int:
     return 2
 
 
+def _has_no_reader() -> bool:
+    """Whether standard output is a pipe (or socket) that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False  # standard output is no file
+    return bool(poll.poll(0))
+
+
 def to_the_end(command: Callable[[], int]) -> int:
     """Run `command` and flush what it printed; its exit status, or 141 when nobody reads standard output any more.
 
@@ -65,12 +76,8 @@ def to_the_end(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError as error:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            pass
-        else:
-            return fail("megabert", error)  # another pipe: not what a reader does
+        if not _has_no_reader():
+            return fail("megabert", error)  # another pipe broke
         # What is still in the buffer would be tried once more, and complained about, when Python ends.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())

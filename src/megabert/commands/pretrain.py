@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
-from megabert.commands.former_flags import FormerFlags, check_former_flags
 from megabert.config import option
 from megabert.data.options import DataOptions
 from megabert.models.options import ModelOptions, RecomputeOptions
 from megabert.parallel.options import ParallelOptions
 from megabert.tokenization.options import TokenizerOptions
+from megabert.training.former_flags import FormerFlags, check_former_flags
 from megabert.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -100,7 +100,10 @@ def _check(config: Config) -> None:
     from megabert.training.options import check_precision
     from megabert.training.schedule import make_schedule, make_weight_decay
 
-    check_former_flags(config, config)
+    check_former_flags(
+        config, head_width=config.hidden_size / config.num_attention_heads, log_interval=config.log_interval,
+        half=config.fp16 or config.bf16,
+    )  # fmt: skip
     check_precision(config)
     if not counts_passes(config):  # else the data tells the length; the trainer looks then
         make_schedule(config)

@@ -6,6 +6,7 @@ Modules have Transformers' names, and so have the keys of a state dict.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ class MegatronBertSelfAttention(nn.Module):
         asking = hidden_states if positions is None else places(hidden_states, positions)
         query = self._heads(self.query(asking))
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
-        attention = partial(checkpoint, attend, use_reentrant=False) if self._recomputes() else attend
+        attention: Any = partial(checkpoint, attend, use_reentrant=False) if self._recomputes() else attend
         context, weights = attention(
             self, query, key, value, attention_mask,
             kernel="eager" if output_attentions else self.config._attn_implementation or "sdpa",

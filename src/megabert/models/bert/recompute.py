@@ -71,7 +71,8 @@ def set_recomputation(model: nn.Module, chosen: Recomputation | None) -> None:
             count = len(module.layer)
             size, end = 0, 0
             if chosen is not None and full:
-                size, end = (chosen.num_layers, count) if chosen.method == "uniform" else (1, chosen.num_layers)
+                uniform = chosen.method == "uniform"
+                size, end = (chosen.num_layers, count) if uniform else (1, min(chosen.num_layers, count))
             module.recomputed = [range(first, min(first + size, end)) for first in range(0, end, size or 1)]
         elif isinstance(module, MegatronBertSelfAttention):
             module.recompute_core = chosen is not None and not full

@@ -32,6 +32,7 @@ class MegatronBertEncoder(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         self.recomputed: list[range] = []
         """Groups of layers, from the first one on, that keep only their input in training (`bert.recompute`)."""
+        self.compute_dtype: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:

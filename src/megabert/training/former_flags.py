@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from megabert.config import flag_name, option
 
@@ -81,16 +80,6 @@ class FormerFlags(PassedFlags, JudgedFlags):
     """Flags of old command lines."""
 
 
-class _Chosen(Protocol):
-    """What a flag is judged by."""
-
-    hidden_size: int
-    num_attention_heads: int
-    log_interval: int
-    fp16: bool
-    bf16: bool
-
-
 _WANDB = (
     "Weights & Biases is not written; metrics.jsonl has the same numbers, one object a line, and so has TensorBoard"
 )
@@ -124,8 +113,13 @@ _ONLY = {
 }
 
 
-def check_former_flags(flags: FormerFlags, chosen: _Chosen) -> None:
+def check_former_flags(flags: FormerFlags, *, head_width: float, log_interval: int, half: bool) -> None:
     """Refuse the flags that would change the result.
+
+    Args:
+        head_width: numbers of each attention head.
+        log_interval: updates between two lines of metrics.
+        half: the layers compute in float16 or bfloat16.
 
     Raises:
         ValueError: one was given; says what to use in its place.
@@ -141,19 +135,18 @@ def check_former_flags(flags: FormerFlags, chosen: _Chosen) -> None:
             names = " or ".join(str(item) for item in allowed if not isinstance(item, tuple)) or "local"
             said = " ".join(value) if isinstance(value, tuple) else value
             raise ValueError(f"{flag}: {said} has no meaning here, only {names} has; {advice}")
-    if flags.fp32_residual_connection and (chosen.fp16 or chosen.bf16):
+    if flags.fp32_residual_connection and half:
         raise ValueError(
             "--fp32-residual-connection: the residual has the type that the layers compute in; leave the flag out, or "
             "train in float32, without --fp16 and --bf16"
         )
-    width = chosen.hidden_size / chosen.num_attention_heads
-    if flags.kv_channels is not None and flags.kv_channels != width:
+    if flags.kv_channels is not None and flags.kv_channels != head_width:
         raise ValueError(
-            f"--kv-channels: {flags.kv_channels} is not --hidden-size / --num-attention-heads, which is {width:g}; "
-            "other widths have no Megatron BERT checkpoint format: leave the flag out"
+            f"--kv-channels: {flags.kv_channels} is not --hidden-size / --num-attention-heads, which is "
+            f"{head_width:g}; other widths have no Megatron BERT checkpoint format: leave the flag out"
         )
-    if flags.tensorboard_log_interval not in (None, chosen.log_interval):
+    if flags.tensorboard_log_interval not in (None, log_interval):
         raise ValueError(
             f"--tensorboard-log-interval: {flags.tensorboard_log_interval} is not --log-interval "
-            f"{chosen.log_interval}: both get the same lines, means over the interval; set --log-interval"
+            f"{log_interval}: both get the same lines, means over the interval; set --log-interval"
         )
