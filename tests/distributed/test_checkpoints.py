@@ -1,8 +1,7 @@
-import shutil
-
 import pytest
 import torch
 
+from megabert.formats import native
 from megabert.parallel.mesh import Layout
 from megabert.training import resume, stored
 from megabert.training.resume import find
@@ -59,15 +58,21 @@ def assert_same_curve(first, second):
 
 def test_another_layout_goes_on_with_the_same_curve(tmp_path):
     alone(tmp_path / "whole").fit()
-    shutil.copytree(tmp_path / "whole", tmp_path / "back")
     succeed(chain, 4, tmp_path / "parts", [TENSOR_DATA, FULL], seconds=120)
+    written = find(tmp_path / "parts")
+    held, outside = resume.read(written), native.tensors_of(written)
+    for kind, tensors in (("model", held.weights), ("optimizer", held.optimizer)):
+        assert outside[kind].keys() == tensors.keys()
+        assert all(torch.equal(outside[kind][name].load(), tensor) for name, tensor in tensors.items())
     said = []
     assert alone(tmp_path / "parts", said=said).fit().finished
     assert any("going on from" in line and "step 8/12" in line for line in said)
     assert_same_curve(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"))
     one, two = resume.read(find(tmp_path / "whole")), resume.read(find(tmp_path / "parts"))
     for name, tensor in one.weights.items():
-        assert torch.allclose(tensor, two.weights[name], rtol=1e-4, atol=1e-5), name
+        # A key's bias has no true gradient; Adam makes steps of the rounding errors that are there.
+        if not name.endswith("key.bias"):
+            assert torch.allclose(tensor, two.weights[name], rtol=1e-4, atol=1e-5), name
 
 
 def from_one_process(folder):
