@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
-Batch = Mapping[str, Tensor]
+Batch = dict[str, Tensor]
 Share = Callable[[Any, Batch], dict[str, Tensor]]
 
 
