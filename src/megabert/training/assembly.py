@@ -89,7 +89,9 @@ def make_parallel_step(
     parts, tie = _parts(model, parallel)
     applied = Applied([], {}, set(), layout.sharding == "full")
     for _, part in parts:
-        applied.add(apply(part, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options)))
+        applied.add(
+            apply(part, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options))
+        )
         if initialise is not None:
             weights.fill(
                 part, initialise, seed=options.seed, device=device, places=applied.places, layout=layout,
