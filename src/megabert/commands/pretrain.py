@@ -3,6 +3,7 @@
   megabert pretrain --train-data wiki.jsonl --tokenizer bert-large-uncased --num-layers 6 --hidden-size 384 \\
       --num-attention-heads 6 --seq-length 128 --batch-size 32 --train-iters 20000 --save runs/small
   megabert pretrain --config recipes/bert-small-cpu.toml --train-data notes/*.txt
+  torchrun --nproc-per-node 8 -m megabert pretrain --config recipes/bert-345m.toml --tensor-model-parallel-size 2
 
 The same command again goes on from the newest checkpoint of its run folder.
 """
@@ -10,9 +11,14 @@ The same command again goes on from the newest checkpoint of its run folder.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,8 +39,14 @@ if TYPE_CHECKING:
     from megabert import MegatronBertForPreTraining
     from megabert.data.blend import DataSets, Source
     from megabert.data.sources import Named
+    from megabert.models.losses import PretrainingObjective
+    from megabert.parallel.mesh import Layout
     from megabert.tokenization.word_piece import WordPiece
+    from megabert.training.distributed import World
+    from megabert.training.loader import Stack
     from megabert.training.loop import Trainer
+    from megabert.training.step import TrainingStep
+    from megabert.training.team import Team
 
 SUMMARY = "train a Megatron BERT from text or indexed files"
 
@@ -57,41 +69,146 @@ def run(config: Config) -> None:
     Raises:
         ValueError, OSError: as told by the part that found it.
     """
+    from megabert.training.launch import launched
+
+    launch = launched(os.environ)
+    if launch is None:
+        _train(config, None, _device(config))
+        return
+
+    from megabert.training.distributed import backend_of, started
+
+    device = _device(config, launch.local_rank)
+    backend = backend_of(config.distributed_backend, device)
+    with started(launch, backend=backend, timeout=timedelta(minutes=config.distributed_timeout_minutes)) as world:
+        _train(config, world, device)
+
+
+def _train(config: Config, world: World | None, device: torch.device) -> None:
+    """The part of a run that this process has; all of it without a world."""
     _check(config)
+    layout = _layout(config, world)
+    if layout.data > 1:
+        from megabert.training.batch_sizes import divided_among
+
+        config = divided_among(config, layout.data)
     folder = config.save or _fresh_folder(config)
+    if world is not None:
+        folder = Path(world.gather(str(folder))[0])
     config = dataclasses.replace(config, save=folder)
     _check_folder(config, folder)
 
-    import torch
-
-    from megabert.data.collate import trimmed
-    from megabert.models.losses import PretrainingObjective
-    from megabert.training.loader import stacked
     from megabert.training.loop import Trainer
 
     cache = config.data_cache_path or folder.parent / "cache"
-    named = _named(config, cache)
-    tokenizer = _tokenizer(config, named["train_data"], folder)
-    sources, sets = _data(config, named, tokenizer, cache)
-    device = _device(config)
-    torch.manual_seed(config.seed)
+    with world.first() if world else nullcontext():
+        named = _named(config, cache)
+        tokenizer = _tokenizer(config, named["train_data"], folder)
+        sources, sets = _data(config, named, tokenizer, cache)
+        if world is not None and world.rank == 0:
+            tokenizer.save(folder / "tokenizer")  # where the others look before they train one
+    identity = _identity(config, tokenizer, sources)
+    if world is not None:
+        _agree(world, config, identity, device)
     model = _model(config, tokenizer)
+    described = list(_describe(model, tokenizer, sets, config, device, layout))
+    make = partial(_alone, device=device) if world is None else partial(_together, layout, world, device=device)
+    objective, step, team = make(model, config)
     trainer = Trainer(
-        model, PretrainingObjective(config.pairs), sets.train, sets.valid, config, folder=folder, device=device,
-        identity=_identity(config, tokenizer, sources),
-        # Full rows have nothing to trim, and compiled code wants one shape.
-        stack=stacked if config.pack or config.compile else trimmed,
+        model, objective, sets.train, sets.valid, config, folder=folder, device=device, identity=identity,
+        stack=_stack(config, layout), train_step=step, team=team,
     )  # fmt: skip
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder / "tokenizer")
-    configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")
-    for line in _describe(model, tokenizer, sets, config, device):
+    if trainer.team.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder / "tokenizer")
+        configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")
+    for line in described:
         print(line, flush=True)
     outcome = trainer.fit()
     if outcome.finished:
         _test(trainer, sets, sources["train_data"], config, folder)
-    _export(model, trainer, tokenizer, config.pairs != "none", folder)
+    if trainer.team.leads:
+        _export(model, _whole_weights(trainer, world), tokenizer, config.pairs != "none", folder)
+
+
+def _layout(config: Config, world: World | None) -> Layout:
+    from megabert.parallel.mesh import layout_of
+
+    fitting = partial(
+        layout_of, config, world.size if world else 1, layers=config.num_layers, heads=config.num_attention_heads,
+        intermediate=config.intermediate_size or 4 * config.hidden_size,
+    )  # fmt: skip
+    fitting(sequence=config.eval_seq_length or config.seq_length)
+    return fitting(sequence=config.seq_length)
+
+
+def _agree(world: World, config: Config, identity: dict[str, str], device: torch.device) -> None:
+    """Refuse processes that were started with other flags, data or code; name those that are far slower."""
+    from megabert.training.distributed import code_version
+
+    flags = {
+        f"--{configuration.flag_name(field.name)}": str(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name != "local_rank"
+    }
+    world.agree({**flags, **identity, **code_version()})
+    for line in world.slow_ranks(device):
+        print(line, flush=True)
+
+
+def _alone(
+    model: MegatronBertForPreTraining, config: Config, *, device: torch.device
+) -> tuple[PretrainingObjective, TrainingStep | None, Team | None]:
+    """What the trainer needs when this process has the whole model; the trainer makes its step itself."""
+    import torch
+
+    from megabert.models.losses import PretrainingObjective
+    from megabert.parallel import weights
+
+    weights.fill(model, model._init_weights, seed=config.seed, device=device)
+    torch.manual_seed(config.seed)
+    return PretrainingObjective(config.pairs), None, None
+
+
+def _together(
+    layout: Layout, world: World, model: MegatronBertForPreTraining, config: Config, *, device: torch.device
+) -> tuple[PretrainingObjective, TrainingStep | None, Team | None]:
+    """What the trainer needs when this process has a part of the model."""
+    from megabert.models.bert import plan
+    from megabert.models.bert.recompute import recomputation_of, set_recomputation
+    from megabert.models.losses import PretrainingObjective
+    from megabert.parallel import vocabulary
+    from megabert.parallel.mesh import make_mesh
+    from megabert.training.assembly import Parallel, make_parallel_step, seed_streams
+    from megabert.training.team import ManyProcesses, sharing_of
+
+    mesh = make_mesh(layout, device.type)
+    objective = PretrainingObjective(config.pairs)
+    if layout.tensor > 1:
+        cut = {"group": mesh.get_group("tensor"), "vocabulary": int(model.config.vocab_size)}
+        objective = PretrainingObjective(
+            config.pairs, word_loss=partial(vocabulary.summed_cross_entropy, **cut),
+            word_hits=partial(vocabulary.right_guesses, **cut),
+        )  # fmt: skip
+    recomputed = recomputation_of(config, config.num_layers // (layout.pipeline * layout.virtual))
+    tied = plan.STAGES.tied(model) if layout.pipeline > 1 else {}
+    step, applied = make_parallel_step(
+        model, objective, config, Parallel(layout, mesh, plan, config.num_layers, config.overlap_grad_reduce),
+        device=device, initialise=model._init_weights, prepare=partial(set_recomputation, chosen=recomputed),
+    )  # fmt: skip
+    seed_streams(config.seed, mesh)
+    copies = {copy: name for copy, name in tied.items() if copy in applied.places}
+    return objective, step, ManyProcesses(world, sharing_of(layout, world.rank, mesh, applied.places, copies))
+
+
+def _stack(config: Config, layout: Layout) -> Stack:
+    """How rows become a batch. Full rows have nothing to trim; compiled code and pipelines want one shape."""
+    from megabert.data.collate import trimmed
+    from megabert.training.loader import stacked
+
+    if config.pack or config.compile or layout.pipeline > 1:
+        return stacked
+    return partial(trimmed, multiple=math.lcm(8, layout.tensor if layout.sequence_parallel else 1))
 
 
 def _check(config: Config) -> None:
@@ -208,32 +325,47 @@ def _identity(config: Config, tokenizer: WordPiece, indexed: dict[str, list[Sour
     }
 
 
-def _device(config: Config) -> torch.device:
+def _device(config: Config, local_rank: int = 0) -> torch.device:
     import torch
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no GPU that PyTorch can use")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start no more "
+            "processes than that, or say --device cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def _model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
+    """The model on the meta device: it takes no memory yet."""
+    import torch
+
     from megabert import MegatronBertForPreTraining
     from megabert.models.bert.config import make_config
     from megabert.models.bert.recompute import recomputation_of, set_recomputation
 
     paired = config.pairs != "none"
-    model = MegatronBertForPreTraining(
-        make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
-    )
+    with torch.device("meta"):
+        model = MegatronBertForPreTraining(
+            make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
+        )
     model.config.pair_task = config.pairs  # what the sentence-pair head was asked; `predict` says it
     set_recomputation(model, recomputation_of(config, config.num_layers))
     return model
 
 
 def _describe(
-    model: MegatronBertForPreTraining, tokenizer: WordPiece, sets: DataSets, config: Config, device: torch.device
+    model: MegatronBertForPreTraining,
+    tokenizer: WordPiece,
+    sets: DataSets,
+    config: Config,
+    device: torch.device,
+    layout: Layout,
 ) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = "fp16" if config.fp16 else "bf16" if config.bf16 else "fp32"
@@ -241,6 +373,8 @@ def _describe(
         f"model: {config.num_layers} layers x {config.hidden_size}, {parameters / 1e6:.1f} M parameters, {precision} "
         f"on {device}, vocabulary of {tokenizer.vocabulary_size:,}"
     )
+    if layout.world > 1:
+        yield f"{layout.world} processes: {layout}"
     counts = [f"{name} {len(rows):,}" for name, rows in zip(("train", "valid", "test"), sets, strict=False) if rows]
     yield f"rows in one pass of {config.seq_length} tokens: {', '.join(counts)}"
     fill = getattr(sets.train, "fill", None)
@@ -257,10 +391,12 @@ def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config,
     from megabert.training.sinks import JsonLines, read_lines
 
     rows = sets.test if sets.test is not None else sets.valid
-    if any("test_lm_loss" in line for line in read_lines(folder / "metrics.jsonl")):
+    leads = trainer.team.leads
+    measured = leads and any("test_lm_loss" in line for line in read_lines(folder / "metrics.jsonl"))
+    if trainer.team.add([measured])[0]:
         return  # the run was finished before
     evaluation = trainer.evaluate(rows) if rows is not None and config.eval_iters else None
-    if rows is None or evaluation is None:
+    if rows is None or evaluation is None or not leads:
         return
     record = evaluation.record("test")
     limit = evaluation_rows_of(config)
@@ -275,8 +411,24 @@ def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config,
     )
 
 
+def _whole_weights(trainer: Trainer, world: World | None) -> dict[str, torch.Tensor]:
+    """The trained float32 weights: this process's, or those of all from the checkpoint that they wrote at the end."""
+    if world is None:
+        return trainer.train_step.weights.state_dict()
+
+    from megabert.formats import native
+
+    checkpoint = trainer.checkpoints.named("latest")
+    assert checkpoint is not None
+    return {name: tensor.load() for name, tensor in native.tensors_of(checkpoint)["model"].items()}
+
+
 def _export(
-    model: MegatronBertForPreTraining, trainer: Trainer, tokenizer: WordPiece, paired: bool, folder: Path
+    model: MegatronBertForPreTraining,
+    weights: dict[str, torch.Tensor],
+    tokenizer: WordPiece,
+    paired: bool,
+    folder: Path,
 ) -> None:
     """Write the weights in fp32, as training keeps them, as a Transformers folder."""
     from megabert import MegatronBertForMaskedLM, MegatronBertForPreTraining
@@ -284,7 +436,10 @@ def _export(
 
     # Without the pair head the weights are those of the masked-word model: the folder says so.
     exported = (MegatronBertForPreTraining if paired else MegatronBertForMaskedLM)(model.config)
-    exported.load_state_dict(trainer.train_step.weights.state_dict())
+    found = exported.load_state_dict(weights, strict=False)
+    # A checkpoint has a tied weight once.
+    missing = set(found.missing_keys) - set(exported.all_tied_weights_keys)
+    assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
     huggingface.write(exported, tokenizer, folder / "model")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
