@@ -2,8 +2,8 @@
 
     python -m tests.distributed.kills --kills 20
 
-Each time one rank, or all, of a run of 2 x 2 processes are killed at a random moment: while they meet, load, train or save.
-The same command starts the run again.
+Each time one rank, or all, of a run of 2 x 2 processes are killed at a random moment: while they meet, load, train or
+save. The same command starts the run again.
 """
 
 from __future__ import annotations
