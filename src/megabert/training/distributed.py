@@ -41,6 +41,7 @@ class World:
         rank, size: of this process among all.
         hosts: the machine of each rank.
         watch: ends the job when a process is lost.
+        timeout: of each collective.
         control: a gloo group of all ranks, for small numbers on the CPU.
     """
 
@@ -51,6 +52,7 @@ class World:
         self.size = launch.size
         self.hosts = tuple(hosts)
         self.watch = watch
+        self.timeout = timeout
         self._store = dist.PrefixStore("megabert", store)
         self._turn = 0
         dist.init_process_group(
@@ -72,7 +74,7 @@ class World:
         self._turn += 1
         if self.rank == 0:
             yield
-            self._store.set(key, b"1")
+            self._store.set(key, "1")
             return
         while not self._store.check([key]):
             time.sleep(0.05)
@@ -143,9 +145,7 @@ def backend_of(chosen: str | None, device: torch.device) -> str:
 
 def code_version() -> dict[str, str]:
     """What a rank runs: digests and versions that all ranks must share."""
-    import megabert
-
-    folder = Path(megabert.__file__).parent
+    folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
