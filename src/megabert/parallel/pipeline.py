@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
-Batch = Mapping[str, Tensor]
+Batch = dict[str, Tensor]
 Share = Callable[[Any, Batch], dict[str, Tensor]]
 
 
@@ -216,7 +216,11 @@ class PipelineEngine:
         schedule = self._schedule_for(self._work.batches)
         index = torch.arange(len(micro_batches))
         # The schedule cuts the numbers of the micro-batches, and each stage looks its micro-batch up.
-        schedule.step(index=index, target=index, return_outputs=False)
+        try:
+            schedule.step(index=index, target=index, return_outputs=False)
+        except RuntimeError as error:
+            # The stage that failed says why; around it torch has put the schedule and the arguments.
+            raise (error.__cause__ or error) from None
         sums, self._work = self._work.sums, None
         return sums or {name: torch.zeros((), device=self.device) for name in self.terms(micro_batches[0])}
 

@@ -8,6 +8,7 @@ two stages flow the hidden states; everything else (masks, positions, labels) ev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,9 +66,18 @@ def keep(model: MegatronBertPreTrainedModel, layers: range, *, first: bool, last
         return
     base.encoder.ln = nn.Identity()
     base.pooler = None
+    # What is hung on the model's own call (weights gathered before it) acts on stages without a head as well.
+    model.forward = partial(_encode, model)
     for name, child in list(model.named_children()):
         if base is not model and child is not base:
             delattr(model, name)
+
+
+def _encode(model: MegatronBertPreTrainedModel, **inputs: Any) -> Tensor:
+    """What a stage without a head does when it is called: the encoder part of the model, as it was kept."""
+    base: Any = model.base_model
+    forward = partial(type(model).forward, model) if base is model else base
+    return forward(**inputs, use_cache=False, return_dict=True).last_hidden_state
 
 
 def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: Tensor | None, *, last: bool) -> Any:
@@ -89,8 +99,7 @@ def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: T
     names = ("inputs_embeds" if hidden is not None else "input_ids", *ENCODER_INPUTS)
     choices = inputs["input_ids"].dim() - 2
     rows = {name: whole[name].flatten(0, choices) if choices else whole[name] for name in names if name in whole}
-    base: Any = model.base_model
-    return base(**rows, use_cache=False, return_dict=True).last_hidden_state
+    return model(**rows)
 
 
 def boundary(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any]) -> tuple[torch.Size, torch.dtype]:
