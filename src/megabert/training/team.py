@@ -127,7 +127,9 @@ class ManyProcesses:
         self.sums = sharing.tensor_rank == 0
         self.counts = self.sums and sharing.pipeline_rank == 0
         # Saves run beside the training: their messages need a group of their own.
-        self._saves = dist.new_group(backend="gloo")
+        saves = dist.new_group(backend="gloo", timeout=world.timeout)
+        assert isinstance(saves, dist.ProcessGroup)
+        self._saves = saves
 
     def add(self, numbers: Sequence[float]) -> list[float]:
         """As `Team.add`; exact for whole numbers below 2**53."""
@@ -149,4 +151,12 @@ class ManyProcesses:
         """As `Team.checkpoints`."""
         from megabert.training.shared import SharedCheckpoints
 
-        return SharedCheckpoints(folder, keep_last, self.world, self.sharing, self._saves)
+        found = SharedCheckpoints(folder, keep_last, self.world, self.sharing, self._saves)
+
+        def advice() -> str:
+            latest = found.named("latest")
+            return f" (newest checkpoint: {latest}; the same command goes on from it)" if latest else ""
+
+        if self.world.watch.hub is not None:
+            self.world.watch.hub.advice = advice
+        return found
