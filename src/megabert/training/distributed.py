@@ -143,9 +143,7 @@ def backend_of(chosen: str | None, device: torch.device) -> str:
 
 def code_version() -> dict[str, str]:
     """What a rank runs: digests and versions that all ranks must share."""
-    import megabert
-
-    folder = Path(megabert.__file__).parent
+    folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
