@@ -21,7 +21,7 @@ from megabert.parallel import regions, streams, vocabulary
 from megabert.parallel.placement import Placed
 
 if TYPE_CHECKING:
-    from megabert.parallel.pipeline import Cut
+    from megabert.parallel.stages import Cut
 
 ENTERING = ("hidden_states", "encoder_hidden_states", "input", "input_tensor")
 """Names of arguments that `enter` converts."""

@@ -16,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from megabert.parallel import streams, weights
 from megabert.parallel.apply import Applied, apply
 from megabert.parallel.mesh import Layout
-from megabert.parallel.pipeline import PipelineEngine, Place, check_interleaving, places_of
+from megabert.parallel.pipeline import PipelineEngine, check_interleaving
 from megabert.parallel.reduce import MeshExchange
+from megabert.parallel.stages import Place, places_of
 from megabert.parallel.styles import Plan
 from megabert.parallel.tied import Tie
 from megabert.parallel.weights import Initialise
