@@ -41,6 +41,10 @@ def test_recomputation():
     succeed(in_world, 2, [("recomputed", layout) for layout in layouts], seconds=200)
 
 
+def test_compiled_layers():
+    succeed(in_world, 2, [("compiled", SEQUENCE, {}), ("compiled", FULL, {})], seconds=200)
+
+
 def test_products():
     checks = [
         ("half_precision", PRODUCT, {"bf16": True}),
