@@ -223,7 +223,7 @@ class MeshExchange:
         others: list[Tensor] = []
         for name, master in self.weights.masters.items():
             if master.grad is not None and master.grad.numel():
-                (counted if self._counts(name) else others).append(master.grad)
+                (counted if self.counts(name) else others).append(master.grad)
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for gradients, factor in ((counted, 1.0), (others, 0.0)):
             if gradients:
@@ -234,7 +234,7 @@ class MeshExchange:
         *means, total = numbers.tolist()
         return dict(zip(losses, means, strict=True)), total**0.5
 
-    def _counts(self, name: str) -> bool:
+    def counts(self, name: str) -> bool:
         """Whether this process's part of a weight is counted in sums over all processes."""
         place = self.places[name]
         return (

@@ -139,6 +139,10 @@ class Exchange(Protocol):
         """The L2 norm of each whole tensor, whose part here lies as the master of `parameters` at its place does."""
         ...
 
+    def counts(self, name: str) -> bool:
+        """Whether this process's part of a weight is counted in sums over all processes: one of equal copies is."""
+        ...
+
     def clear(self) -> None:
         """Forget all gradients."""
         ...
@@ -175,6 +179,10 @@ class Alone:
     def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """As `Exchange.lengths`."""
         return list(torch._foreach_norm(list(tensors)))
+
+    def counts(self, name: str) -> bool:
+        """As `Exchange.counts`: there are no copies."""
+        return True
 
     def clear(self) -> None:
         """As `Exchange.clear`."""

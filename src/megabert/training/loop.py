@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -224,9 +225,12 @@ class Trainer:
         if self.weight_decay.style != "constant":
             numbers["weight_decay"] = weight_decay
         if self.options.log_params_norm:
-            numbers["params_norm"] = float(torch.nn.utils.get_total_norm([*self.train_step.weights.masters.values()]))
+            counted = self.train_step.exchange.counts
+            masters = [master for name, master in self.train_step.weights.masters.items() if counted(name)]
+            norm = float(torch.nn.utils.get_total_norm(masters)) if masters else 0.0
+            numbers["params_norm"] = math.sqrt(self.team.add([norm**2])[0])
         if report.zeros is not None:
-            numbers["zeros_in_grad"] = report.zeros
+            numbers["zeros_in_grad"] = int(self.team.add([report.zeros])[0])
         return numbers
 
     def _check_fault(self, report: StepReport) -> None:

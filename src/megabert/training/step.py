@@ -31,7 +31,7 @@ class StepReport:
         loss_scale: the scale that the step ran under.
         skipped: the weights were left as they were, because a loss or gradient was not finite.
         fault: why, when that cannot be the loss scale's doing: one clause for the user; empty otherwise.
-        zeros: how many numbers of the gradient are 0; None when they were not counted.
+        zeros: numbers of the gradient that are 0, in the part that this process counts; None when not counted.
     """
 
     losses: dict[str, float]
@@ -89,7 +89,7 @@ class TrainingStep:
         finite_loss = all(math.isfinite(value) for value in losses.values())
         skipped = not (finite_loss and math.isfinite(norm))
         fault = "" if not skipped else self._fault(losses, finite_loss)
-        zeros = sum(int((gradient == 0).sum()) for gradient in gradients) if self.count_zeros else None
+        zeros = self._zeros() if self.count_zeros else None
         if not skipped:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -99,6 +99,12 @@ class TrainingStep:
         self.exchange.clear()
         self.scaler.update(overflow=skipped)
         return StepReport(losses, norm / scale, scale, skipped, fault, zeros)
+
+    def _zeros(self) -> int:
+        """Zeros of the gradient in this process's part of it."""
+        masters = self.weights.masters.items()
+        counted = [master.grad for name, master in masters if master.grad is not None and self.exchange.counts(name)]
+        return sum(int((gradient == 0).sum()) for gradient in counted)
 
     def accumulate(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Leave the (scaled) gradient of the whole batch in the masters.
