@@ -223,7 +223,7 @@ class MeshExchange:
         others: list[Tensor] = []
         for name, master in self.weights.masters.items():
             if master.grad is not None and master.grad.numel():
-                (counted if self.counts(name) else others).append(master.grad)
+                (counted if self._counts(name) else others).append(master.grad)
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for gradients, factor in ((counted, 1.0), (others, 0.0)):
             if gradients:
@@ -234,7 +234,7 @@ class MeshExchange:
         *means, total = numbers.tolist()
         return dict(zip(losses, means, strict=True)), total**0.5
 
-    def counts(self, name: str) -> bool:
+    def _counts(self, name: str) -> bool:
         """Whether this process's part of a weight is counted in sums over all processes."""
         place = self.places[name]
         return (
@@ -242,6 +242,15 @@ class MeshExchange:
             and (place.sharded or self.data_rank == 0)
             and (self.tie is None or name not in self.tie.copies)
         )
+
+    def total(self, numbers: Mapping[str, Tensor]) -> float:
+        """The sum of one number of each weight (by name: of the part here), every part of every weight counted once."""
+        result = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name, number in numbers.items():
+            if self._counts(name):
+                result += number.double()
+        dist.all_reduce(result)
+        return float(result)
 
     def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """The L2 norm of each whole tensor, whose part here lies as the master at its place in `parameters` does."""

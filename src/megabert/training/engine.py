@@ -46,7 +46,7 @@ class Engine(Protocol):
     def evaluate(self, batch: Batch, read: Share) -> dict[str, Tensor]:
         """`read` of the outputs for a batch, without gradients; the caller has set the evaluation mode.
 
-        A process that computes no loss returns zeros under the same names.
+        A process that computes no loss returns nothing.
         """
         ...
 
@@ -135,12 +135,12 @@ class Exchange(Protocol):
         """
         ...
 
-    def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The L2 norm of each whole tensor, whose part here lies as the master of `parameters` at its place does."""
+    def total(self, numbers: Mapping[str, Tensor]) -> float:
+        """The sum of one number of each weight (by name: of the part here), every part of every weight counted once."""
         ...
 
-    def counts(self, name: str) -> bool:
-        """Whether this process's part of a weight is counted in sums over all processes: one of equal copies is."""
+    def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The L2 norm of each whole tensor, whose part here lies as the master of `parameters` at its place does."""
         ...
 
     def clear(self) -> None:
@@ -176,13 +176,13 @@ class Alone:
         numbers = torch.stack([*(value.float() for value in losses.values()), norm.float()]).tolist()
         return dict(zip(losses, numbers[:-1], strict=True)), numbers[-1]
 
+    def total(self, numbers: Mapping[str, Tensor]) -> float:
+        """As `Exchange.total`."""
+        return float(torch.stack([number.double() for number in numbers.values()]).sum()) if numbers else 0.0
+
     def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """As `Exchange.lengths`."""
         return list(torch._foreach_norm(list(tensors)))
-
-    def counts(self, name: str) -> bool:
-        """As `Exchange.counts`: there are no copies."""
-        return True
 
     def clear(self) -> None:
         """As `Exchange.clear`."""

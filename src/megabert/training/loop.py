@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -225,12 +224,9 @@ class Trainer:
         if self.weight_decay.style != "constant":
             numbers["weight_decay"] = weight_decay
         if self.options.log_params_norm:
-            counted = self.train_step.exchange.counts
-            masters = [master for name, master in self.train_step.weights.masters.items() if counted(name)]
-            norm = float(torch.nn.utils.get_total_norm(masters)) if masters else 0.0
-            numbers["params_norm"] = math.sqrt(self.team.add([norm**2])[0])
+            numbers["params_norm"] = self.train_step.params_norm()
         if report.zeros is not None:
-            numbers["zeros_in_grad"] = int(self.team.add([report.zeros])[0])
+            numbers["zeros_in_grad"] = report.zeros
         return numbers
 
     def _check_fault(self, report: StepReport) -> None:

@@ -31,7 +31,7 @@ class StepReport:
         loss_scale: the scale that the step ran under.
         skipped: the weights were left as they were, because a loss or gradient was not finite.
         fault: why, when that cannot be the loss scale's doing: one clause for the user; empty otherwise.
-        zeros: numbers of the gradient that are 0, in the part that this process counts; None when not counted.
+        zeros: how many numbers of the gradient are 0; None when they were not counted.
     """
 
     losses: dict[str, float]
@@ -100,12 +100,6 @@ class TrainingStep:
         self.scaler.update(overflow=skipped)
         return StepReport(losses, norm / scale, scale, skipped, fault, zeros)
 
-    def _zeros(self) -> int:
-        """Zeros of the gradient in this process's part of it."""
-        masters = self.weights.masters.items()
-        counted = [master.grad for name, master in masters if master.grad is not None and self.exchange.counts(name)]
-        return sum(int((gradient == 0).sum()) for gradient in counted)
-
     def accumulate(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Leave the (scaled) gradient of the whole batch in the masters.
 
@@ -128,6 +122,16 @@ class TrainingStep:
             for name, count in self.objective.counts(batch).items():
                 counts[name] = counts.get(name, 0) + int(count)
         return self.exchange.totals(counts)
+
+    def _zeros(self) -> int:
+        """How many numbers of the gradient are 0."""
+        gradients = {name: master.grad for name, master in self.weights.masters.items()}
+        return int(self.exchange.total({name: (one == 0).sum() for name, one in gradients.items() if one is not None}))
+
+    def params_norm(self) -> float:
+        """The L2 norm of all weights."""
+        masters = self.weights.masters
+        return self.exchange.total({name: master.detach().square().sum() for name, master in masters.items()}) ** 0.5
 
     def _fault(self, losses: dict[str, float], finite_loss: bool) -> str:
         if not finite_loss:

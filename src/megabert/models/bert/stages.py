@@ -1,13 +1,12 @@
 """How the network is cut into stages that run one after the other, whatever head it has.
 
-A stage is the model itself less what other stages hold: some of the layers; the embeddings in the first stage only; the
-last LayerNorm, pooler and head in the last one only. So weights keep the names that they have in the whole model. Between
-two stages flow the hidden states; everything else (masks, positions, labels) every stage reads from the batch.
+A stage is the model itself less what other stages hold: it has some of the layers; the first one has the embeddings,
+the last one the LayerNorm behind the layers, pooler and head. So weights keep the names that they have in the whole
+model. Between two stages flow the hidden states; all else (masks, positions, labels) every stage reads from the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -80,7 +79,7 @@ def _encode(model: MegatronBertPreTrainedModel, **inputs: Any) -> Tensor:
     return forward(**inputs, use_cache=False, return_dict=True).last_hidden_state
 
 
-def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: Tensor | None, *, last: bool) -> Any:
+def run(model: MegatronBertPreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor | None, *, last: bool) -> Any:
     """Run a stage that `keep` made.
 
     Args:
@@ -91,7 +90,7 @@ def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: T
     Returns:
         [rows, seq, hidden]; of the last stage the whole model's output.
     """
-    whole = dict(inputs)
+    whole: dict[str, Any] = dict(inputs)
     if hidden is not None:
         whole["inputs_embeds"] = hidden.unflatten(0, whole.pop("input_ids").shape[:-1])
     if last:
@@ -102,7 +101,7 @@ def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: T
     return model(**rows)
 
 
-def boundary(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any]) -> tuple[torch.Size, torch.dtype]:
+def boundary(model: MegatronBertPreTrainedModel, inputs: dict[str, Tensor]) -> tuple[torch.Size, torch.dtype]:
     """Shape [rows, seq, hidden] and dtype of the hidden states between two stages for a batch."""
     *rows, length = inputs["input_ids"].shape
     base: Any = model.base_model
