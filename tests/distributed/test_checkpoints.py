@@ -55,7 +55,9 @@ def assert_same_curve(first, second):
     for one, two in zip(first, second, strict=True):
         assert set(one) == set(two)
         for key, value in one.items():
-            assert two[key] == pytest.approx(value, rel=1e-5), (one["step"], key)
+            # What is zero and what is rounding depends on the order of sums: the count is near, not the same.
+            tolerance = 0.05 if key == "zeros_in_grad" else 1e-5
+            assert two[key] == pytest.approx(value, rel=tolerance), (one["step"], key)
 
 
 def test_another_layout_goes_on_with_the_same_curve(tmp_path):
