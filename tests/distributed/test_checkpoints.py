@@ -13,6 +13,7 @@ from .runs import alone, metrics, together
 TENSOR_DATA = Layout(world=4, tensor=2, data=2)
 TENSOR_SHARDED = Layout(world=4, tensor=2, data=2, sequence_parallel=True, sharding="full")
 TENSOR_STAGES = Layout(world=4, tensor=2, pipeline=2)
+REPORTS = {"log_params_norm": True, "log_num_zeros_in_grad": True}
 FULL = Layout(world=4, data=4, sharding="full")
 
 
@@ -46,7 +47,7 @@ def test_the_same_layout_goes_on_bitwise(tmp_path):
 def chain(folder, layouts):
     with world(60) as found:
         for number, layout in enumerate(layouts, start=1):
-            together(found, layout, folder, exit_interval=4 * number).fit()
+            together(found, layout, folder, exit_interval=4 * number, **REPORTS).fit()
 
 
 def assert_same_curve(first, second):
@@ -54,11 +55,13 @@ def assert_same_curve(first, second):
     for one, two in zip(first, second, strict=True):
         assert set(one) == set(two)
         for key, value in one.items():
-            assert two[key] == pytest.approx(value, rel=1e-5), (one["step"], key)
+            # What is zero and what is rounding depends on the order of sums: the count is near, not the same.
+            tolerance = 0.05 if key == "zeros_in_grad" else 1e-5
+            assert two[key] == pytest.approx(value, rel=tolerance), (one["step"], key)
 
 
 def test_another_layout_goes_on_with_the_same_curve(tmp_path):
-    alone(tmp_path / "whole").fit()
+    alone(tmp_path / "whole", **REPORTS).fit()
     succeed(chain, 4, tmp_path / "parts", [TENSOR_STAGES, FULL], seconds=120)
     written = find(tmp_path / "parts")
     held, outside = resume.read(written), native.tensors_of(written)
@@ -66,7 +69,7 @@ def test_another_layout_goes_on_with_the_same_curve(tmp_path):
         assert outside[kind].keys() == tensors.keys()
         assert all(torch.equal(outside[kind][name].load(), tensor) for name, tensor in tensors.items())
     said = []
-    assert alone(tmp_path / "parts", said=said).fit().finished
+    assert alone(tmp_path / "parts", said=said, **REPORTS).fit().finished
     assert any("going on from" in line and "step 8/12" in line for line in said)
     assert_same_curve(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"))
     one, two = resume.read(find(tmp_path / "whole")), resume.read(find(tmp_path / "parts"))

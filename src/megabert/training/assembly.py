@@ -131,6 +131,7 @@ def make_parallel_step(
         engine=_engine(parts, objective, parallel, exchange, applied, device),
         exchange=exchange,
         clip_grad=options.clip_grad,
+        count_zeros=options.log_num_zeros_in_grad,
         device=device,
     )
     return step, applied
