@@ -17,7 +17,6 @@ from megabert.models.losses import PretrainingObjective
 from megabert.parallel.pipeline import PipelineEngine
 from megabert.parallel.stages import places_of
 from megabert.parallel.tied import Tie
-from megabert.training.objective import inputs_of
 
 VOCABULARY, LENGTH, PLACES, SAMPLES = 64, 16, 4, 2
 
@@ -53,6 +52,10 @@ def packed_batch(seed: int, rows: int = 2) -> dict[str, torch.Tensor]:
         "sample_starts": torch.cat([torch.zeros_like(first), first], 1),
         "next_sentence_label": torch.randint(0, 2, (rows, SAMPLES), generator=draw),
     }
+
+
+def inputs_of(objective, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.items() if name not in objective.targets}
 
 
 def compare(name: str, found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5, least: float = 1e-8) -> None:

@@ -8,6 +8,7 @@ states travel. How a model is cut and run in parts is told by its plan (`Cut`); 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,6 +129,8 @@ class PipelineEngine:
         self.device = device
         self.sequence_shards = sequence_shards
         self.arm = arm
+        # On any error it prints the plan of the whole schedule; the error itself comes up to the caller.
+        logging.getLogger(ScheduleInterleaved1F1B.__module__).setLevel(logging.CRITICAL)
         self._work: _Work | None = None
         self._schedule: tuple[tuple[Any, ...], Any] = ((), None)
         self._sending: tuple[dist.Work, Tensor] | None = None

@@ -61,14 +61,13 @@ class Tie:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
             own = weight.grad
-            sent, received = own.contiguous(), torch.empty_like(own, memory_format=torch.contiguous_format)
-            works = dist.batch_isend_irecv(
-                [
-                    dist.P2POp(dist.isend, sent, self.other, self.group),
-                    dist.P2POp(dist.irecv, received, self.other, self.group),
-                ]
-            )
-            for work in works:
-                work.wait()
+            received = torch.empty_like(own, memory_format=torch.contiguous_format)
+            # One after the other: sending and receiving in one batch needs a communicator of the whole pipeline, which
+            # the stages between would have to help to set up.
+            for turn in (self.first, not self.first):
+                if turn:
+                    dist.send(own.contiguous(), self.other, group=self.group)
+                else:
+                    dist.recv(received, self.other, group=self.group)
             # Addition commutes, so both ends hold the same bits and stay equal through every update.
             own.add_(received)
