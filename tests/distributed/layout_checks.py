@@ -266,3 +266,28 @@ def messages(layout):
         step.accumulate([batch])
     # The embedding, and of the logits: two of the loss on the way forward, one on the way back.
     assert sum(seen.get_comm_counts().values()) == 4 * LAYERS + 4, seen.get_comm_counts()
+
+
+def recomputed(layout):
+    """Layers computed again, in groups or their attention only, leave the same gradients."""
+    expected = None
+    for chosen in (None, Recomputation("full"), Recomputation("full", "uniform", 2), Recomputation("selective")):
+        step, _, _ = parallel_step(layout, dropout=0.2, prepare=lambda model, it=chosen: set_recomputation(model, it))
+        for update in range(2):
+            step.accumulate(micro_batches(update, layout))
+            found = {name: master.grad.clone() for name, master in step.weights.masters.items()}
+            step.exchange.clear()
+        expected = expected or found
+        for name, gradient in expected.items():
+            assert torch.allclose(found[name], gradient, rtol=1e-6, atol=1e-7), (layout, chosen, name)
+
+
+def compiled(layout, changes):
+    """Layers that torch compiles, one by one, train as they are."""
+    plain, _, _ = parallel_step(layout, **changes)
+    step, _, _ = parallel_step(layout, compile=True, **changes)
+    for update in range(2):
+        expected = plain(micro_batches(update, layout), 1e-3)
+        report = step(micro_batches(update, layout), 1e-3)
+        assert report.losses == pytest.approx(expected.losses, rel=1e-4), layout
+        assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4), layout

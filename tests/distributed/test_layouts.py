@@ -36,6 +36,11 @@ def test_half_precision_and_overflow():
     succeed(in_world, 2, checks, seconds=200)
 
 
+def test_recomputation():
+    layouts = (TENSOR, SEQUENCE, OPTIMIZER, FULL)
+    succeed(in_world, 2, [("recomputed", layout) for layout in layouts], seconds=200)
+
+
 def test_products():
     checks = [
         ("half_precision", PRODUCT, {"bf16": True}),

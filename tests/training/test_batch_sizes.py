@@ -1,6 +1,6 @@
 import pytest
 
-from megabert.training.batch_sizes import BatchSizes, rows_in_run, sizes_of, steps_of, with_updates
+from megabert.training.batch_sizes import BatchSizes, divided_among, rows_in_run, sizes_of, steps_of, with_updates
 
 from .toy import options
 
@@ -82,3 +82,12 @@ def test_the_default_length():
 def test_refuses_what_does_not_go_together(changes, message):
     with pytest.raises(ValueError, match=message):
         steps_of(ramped(**changes))
+
+
+def test_an_update_is_a_whole_number_of_rounds_of_the_data_ranks():
+    assert divided_among(options(batch_size=4), 3).global_batch_size == 12
+    assert divided_among(options(batch_size=4, global_batch_size=24), 3).global_batch_size == 24
+    with pytest.raises(ValueError, match=r"--global-batch-size 32 is not a multiple of 12 .* next one is 36"):
+        divided_among(options(batch_size=4, global_batch_size=32), 3)
+    with pytest.raises(ValueError, match="INCREMENT 8 is not a multiple of 12"):
+        divided_among(options(batch_size=4, global_batch_size=36, rampup_batch_size=(12, 8, 100)), 3)
