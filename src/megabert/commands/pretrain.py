@@ -20,6 +20,7 @@ from megabert import config as configuration
 from megabert.config import option
 from megabert.data.options import DataOptions
 from megabert.models.options import ModelOptions
+from megabert.parallel.options import ParallelOptions
 from megabert.tokenization.options import TokenizerOptions
 from megabert.training.options import TrainingOptions
 
@@ -38,7 +39,7 @@ SUMMARY = "train a Megatron BERT from text or indexed files"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingOptions, DataOptions, TokenizerOptions, ModelOptions):
+class Config(TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, ParallelOptions):
     """The command."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train; auto takes a GPU when there is one")

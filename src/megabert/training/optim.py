@@ -27,7 +27,7 @@ def undecayed(model: nn.Module) -> set[str]:
 
 def parameter_groups(weights: Weights, weight_decay: float) -> list[dict[str, Any]]:
     """The masters in two groups: decayed, and not decayed; `names` tells which is which."""
-    exempt = undecayed(weights.model)
+    exempt = set().union(*(undecayed(module) for module in weights.modules))
     groups = []
     for decayed in (True, False):
         names = [name for name in weights.masters if (name not in exempt) == decayed]

@@ -8,11 +8,12 @@ added up in float32, whatever the weights are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from megabert.training.options import PrecisionOptions, check_precision
 
@@ -39,26 +40,55 @@ class Weights:
 
     Making one converts the model in place (parameter objects stay, so ties stay tied). Tied weights occur once, under
     the first of their names.
+
+    Where data-parallel processes share the weights (`fully_shard`), a parameter is this process's float32 part, and its
+    master a view of it: the sharded module itself makes the half weights that it computes with.
+
+    Args:
+        model: the model, or the parts of one that a process holds; names do not repeat among them.
     """
 
-    def __init__(self, model: nn.Module, options: PrecisionOptions):
-        self.model = model
+    def __init__(self, model: nn.Module | Sequence[nn.Module], options: PrecisionOptions):
+        self.modules = [model] if isinstance(model, nn.Module) else list(model)
         self.half = half_of(options)
+        self.masters: dict[str, nn.Parameter] = {}
+        self._half_weights: list[Tensor] = []
+        self._half_masters: list[Tensor] = []
+        self._shards: list[tuple[DTensor, nn.Parameter]] = []
+        for module in self.modules:
+            self._convert(module, options)
+        self.publish()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, or this process's first part of it."""
+        return self.modules[0]
+
+    def _convert(self, model: nn.Module, options: PrecisionOptions) -> None:
         kept = _kept_modules(model, options) if self.half is not None else []
         whole = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
         for module in model.modules():
             if isinstance(module, nn.Linear) and id(module.weight) in whole:
                 # The vocabulary's head, tied to a float32 table: its bias must be of the same format.
                 whole.add(id(module.bias))
-        self.masters: dict[str, nn.Parameter] = {}
-        self._half_weights: list[Tensor] = []
-        self._half_masters: list[Tensor] = []
+        sharded = False
         for name, parameter in model.named_parameters():
-            self._add(name, parameter, whole)
-        if self.half is not None:
-            self._cast_buffers(kept)
+            assert name not in self.masters, f"two parts of the model hold {name}"
+            if isinstance(parameter, DTensor):
+                self._add_shard(name, parameter)
+                sharded = True
+            else:
+                self._add(name, parameter, whole)
+        if self.half is not None and not sharded:
+            self._cast_buffers(model, kept)
             _bridge(model, self.half)
-        self.publish()
+
+    def _add_shard(self, name: str, parameter: DTensor) -> None:
+        assert parameter.dtype == torch.float32, f"{name} is {parameter.dtype}"
+        if parameter.requires_grad:
+            master = nn.Parameter(parameter.to_local().detach())
+            self.masters[name] = master
+            self._shards.append((parameter, master))
 
     def _add(self, name: str, parameter: nn.Parameter, whole: set[int]) -> None:
         if not parameter.is_floating_point():
@@ -77,9 +107,9 @@ class Weights:
         self._half_weights.append(parameter)
         self._half_masters.append(master)
 
-    def _cast_buffers(self, kept: list[nn.Module]) -> None:
+    def _cast_buffers(self, model: nn.Module, kept: list[nn.Module]) -> None:
         exempt = {id(module) for module in kept}
-        for module in self.model.modules():
+        for module in model.modules():
             if id(module) in exempt:
                 continue
             for name, buffer in module.named_buffers(recurse=False):
@@ -109,8 +139,25 @@ class Weights:
         else:
             torch._foreach_add_(targets, sources)
 
+    def pairs(self) -> list[tuple[Tensor, nn.Parameter]]:
+        """Each trainable weight as the model computes with it, and its master (the same tensor in float32)."""
+        computed = {id(master): weight for weight, master in zip(self._half_weights, self._half_masters, strict=True)}
+        computed |= {id(master): weight for weight, master in self._shards}
+        return [(computed.get(id(master), master), master) for master in self.masters.values()]
+
+    def take_shards(self) -> None:
+        """Let the masters of sharded weights hold the gradients that `fully_shard` has left; for others, nothing."""
+        for weight, master in self._shards:
+            local = weight.to_local().detach()
+            if master.data_ptr() != local.data_ptr():
+                # A part shorter than the others is moved into padded memory by the first forward pass.
+                master.data = local
+            master.grad = None if weight.grad is None else weight.grad.to_local()  # type: ignore[attr-defined]
+
     def clear(self) -> None:
         """Forget all gradients, but keep the memory of the masters' for the next step."""
+        for weight, _ in self._shards:
+            weight.grad = None
         for weight in self._half_weights:
             weight.grad = None
         kept = {id(master) for master in self._half_masters}
@@ -130,22 +177,29 @@ class Weights:
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers that belong to the model's state, by name."""
-        persistent = self.model.state_dict(keep_vars=True)
-        return ((name, buffer) for name, buffer in self.model.named_buffers() if name in persistent)
+        for module in self.modules:
+            persistent = module.state_dict(keep_vars=True)
+            yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
 
     def state(self) -> dict[str, Tensor]:
         """Everything to store of the model: float32 trainable weights, other weights and buffers as they are."""
-        tensors = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        tensors = {name: weight.detach() for module in self.modules for name, weight in module.named_parameters()}
         tensors.update({name: buffer.detach() for name, buffer in self.buffers()})
         tensors.update({name: master.detach() for name, master in self.masters.items()})
         return tensors
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's state dict, tied names included, with the exact float32 weights: to load into a fresh model."""
-        exact = {id(parameter): name for name, parameter in self.model.named_parameters() if name in self.masters}
+        exact = {
+            id(weight): name
+            for module in self.modules
+            for name, weight in module.named_parameters()
+            if name in self.masters
+        }
         return {
             name: (self.masters[exact[id(tensor)]] if id(tensor) in exact else tensor).detach()
-            for name, tensor in self.model.state_dict(keep_vars=True).items()
+            for module in self.modules
+            for name, tensor in module.state_dict(keep_vars=True).items()
         }
 
     @torch.no_grad()

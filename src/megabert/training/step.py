@@ -6,14 +6,15 @@ Usable without the loop: `make_step(model, objective, options)(micro_batches, le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megabert.training.objective import Batch, Objective, inputs_of
+from megabert.training.engine import Alone, Engine, Exchange, LocalEngine
+from megabert.training.objective import Batch, Objective
 from megabert.training.optim import make_optimizer
 from megabert.training.options import TrainingOptions
 from megabert.training.precision import Weights
@@ -43,9 +44,10 @@ class TrainingStep:
     """Forward, backward, unscale, clip, update.
 
     Args:
-        forward: what is called in place of the model, e.g. the compiled model.
+        engine: runs the micro-batches.
+        exchange: brings the processes' gradients and numbers together.
         clip_grad: largest global L2 norm of the gradient; 0 for no limit.
-        device: where batches are moved to.
+        device: where the model lies.
     """
 
     def __init__(
@@ -55,58 +57,56 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         scaler: Scaler,
         *,
+        engine: Engine,
+        exchange: Exchange,
         clip_grad: float,
         device: torch.device,
-        forward: Callable[..., Any] | None = None,
     ):
         self.weights = weights
         self.objective = objective
         self.optimizer = optimizer
         self.scaler = scaler
         self.clip_grad = clip_grad
+        self.engine = engine
+        self.exchange = exchange
         self.device = device
-        self.forward = weights.model if forward is None else forward
 
     def __call__(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepReport:
         """Make one update from a batch that is cut into micro-batches. The model is in training mode."""
-        sums = self.accumulate(micro_batches)
+        losses, norm = self.exchange.numbers(self.accumulate(micro_batches))
         gradients = self.weights.gradients()
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        # One transfer for all numbers: on a GPU this is the only place where the host waits.
-        numbers = torch.stack([*(value.float() for value in sums.values()), norm.float()]).tolist()
-        losses, norm = dict(zip(sums, numbers[:-1], strict=True)), numbers[-1]
         scale = self.scaler.scale
         finite_loss = all(math.isfinite(value) for value in losses.values())
         skipped = not (finite_loss and math.isfinite(norm))
         fault = "" if not skipped else self._fault(losses, finite_loss)
         if not skipped:
             self._update(gradients, norm / scale, learning_rate)
-        self.weights.clear()
+        self.exchange.clear()
         self.scaler.update(overflow=skipped)
         return StepReport(losses, norm / scale, scale, skipped, fault)
 
     def accumulate(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Leave the (scaled) gradient of the whole batch in the masters; return each term's mean loss, as tensors."""
+        """Leave the (scaled) gradient of the whole batch in the masters.
+
+        Returns:
+            What this process's micro-batches contribute to each term's mean loss, as tensors.
+        """
         totals = self._totals(micro_batches)
-        losses: dict[str, Tensor] = {}
-        for index, batch in enumerate(micro_batches):
-            here = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-            outputs = self.forward(**inputs_of(self.objective, here))
-            shares = {name: value / totals[name] for name, value in self.objective.sums(outputs, here).items()}
-            loss = torch.stack(list(shares.values())).sum()
-            (loss * self.scaler.scale if self.scaler.scale != 1.0 else loss).backward()
-            self.weights.collect(first=index == 0)
-            for name, share in shares.items():
-                losses[name] = losses[name] + share.detach() if name in losses else share.detach()
+
+        def share(outputs: Any, batch: Batch) -> dict[str, Tensor]:
+            return {name: value / totals[name] for name, value in self.objective.sums(outputs, batch).items()}
+
+        losses = self.engine.forward_backward(micro_batches, share, self.scaler.scale, self.exchange.collect)
+        self.exchange.complete()
         return losses
 
-    def _totals(self, micro_batches: Sequence[Batch]) -> dict[str, int]:
+    def _totals(self, micro_batches: Sequence[Batch]) -> Mapping[str, int | Tensor]:
         """Predictions of each term in the whole batch, at least 1. Counted where the batch lies: no waiting."""
-        totals: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for batch in micro_batches:
             for name, count in self.objective.counts(batch).items():
-                totals[name] = totals.get(name, 0) + int(count)
-        return {name: max(total, 1) for name, total in totals.items()}
+                counts[name] = counts.get(name, 0) + int(count)
+        return self.exchange.totals(counts)
 
     def _fault(self, losses: dict[str, float], finite_loss: bool) -> str:
         if not finite_loss:
@@ -145,12 +145,14 @@ def make_step(
     place = device or next(model.parameters()).device
     model.to(place).train()
     weights = Weights(model, options)
+    engine = LocalEngine(model, objective.targets, place, forward=torch.compile(model) if options.compile else None)
     return TrainingStep(
         weights,
         objective,
         make_optimizer(weights, options),
         make_scaler(options),
+        engine=engine,
+        exchange=Alone(weights),
         clip_grad=options.clip_grad,
         device=place,
-        forward=torch.compile(model) if options.compile else None,
     )
