@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from megabert.parallel.mesh import Layout
 from megabert.planning.hardware import Hardware
@@ -75,7 +75,7 @@ class Work:
     Attributes:
         operations, collectives: of all forward and backward passes.
         update_operations, update_collectives: after them: adding up gradients, norm, optimizer.
-        last: seconds-bearing operations of the last backward pass alone, which gradient reduction can hide behind.
+        last: operations of the last micro-batch alone, behind whose backward pass gradients can be reduced.
     """
 
     operations: Mapping[Operation, float]
@@ -83,6 +83,29 @@ class Work:
     update_operations: Mapping[Operation, float]
     update_collectives: Mapping[Collective, float]
     last: Mapping[Operation, float]
+
+    def toward(self, other: Work, times: float) -> Work:
+        """This work and `times` times what `other` has more of everything: a straight line through both."""
+
+        def line(one: Mapping[Any, float], two: Mapping[Any, float]) -> dict[Any, float]:
+            numbers = {key: one.get(key, 0) + times * (two.get(key, 0) - one.get(key, 0)) for key in {*one, *two}}
+            return {key: number for key, number in numbers.items() if number}
+
+        names = [field.name for field in fields(self)]
+        return Work(**{name: line(getattr(self, name), getattr(other, name)) for name in names})
+
+    @property
+    def all_collectives(self) -> dict[Collective, float]:
+        """Of the passes and of the update."""
+        both = dict(self.collectives)
+        for collective, count in self.update_collectives.items():
+            both[collective] = both.get(collective, 0) + count
+        return both
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of matrices in the passes."""
+        return sum(operation.flops * count for operation, count in self.operations.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +132,9 @@ def times_of(work: Work, layout: Layout, hardware: Hardware, micro_batches: int,
         overlap: collectives of data parallelism run beside the computing.
     """
     compute = compute_seconds(work.operations, hardware)
-    by_axis: Counter[str] = Counter()
-    for collective, count in (Counter(work.collectives) + Counter(work.update_collectives)).items():
-        by_axis[axis_of(collective, layout)] += count * collective_seconds(collective, hardware)  # type: ignore[assignment]
+    by_axis = dict.fromkeys(("tensor", "data", "pipeline", "all"), 0.0)
+    for collective, count in work.all_collectives.items():
+        by_axis[axis_of(collective, layout)] += count * collective_seconds(collective, hardware)
     data = by_axis["data"]
     if overlap:
         # Replicated gradients move while the last backward pass runs, sharded weights during all passes.

@@ -8,12 +8,13 @@ tell the recorder what they cost.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor  # private; what a program without memory is made of
-from torch.overrides import TorchFunctionMode
 
 from megabert.planning.recorder import Operation, Recorder
 
@@ -64,52 +65,60 @@ class OneKernelAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]  # noqa: D102
-        query, key, value = ctx.saved_tensors[:3]
+        saved = ctx.saved_tensors
+        query, key, value = saved[:3]
         made = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        size = _bytes(*ctx.saved_tensors, *made, gradients[0])
+        size = _bytes(*saved, *made, gradients[0])
         # The scores are computed again: five products where forward had two.
         operation = Operation("attention", ctx.flops * 5 // 2, size, query.shape[-1], _half(query))
         ctx.recorder.add(operation)
         return *made, None, None
 
 
-_NUMBERS = {
-    torch.Tensor.item: 1, torch.Tensor.__int__: 1, torch.Tensor.__index__: 1, torch.Tensor.__float__: 1.0,
-    torch.Tensor.__bool__: False,
-}  # fmt: skip
+def _zeros(shape: tuple[int, ...]) -> Any:
+    return 0.0 if not shape else [_zeros(shape[1:]) for _ in range(shape[0])]
 
 
-class Kernels(TorchFunctionMode):
-    """While entered: attention and dropout are one kernel each, and a number that nobody computed is 1."""
+def _answer(value: Any) -> Any:
+    return lambda self: value
 
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Call `func`, or its stand-in."""
-        kwargs = kwargs or {}
-        if func in _NUMBERS and isinstance(args[0], FakeTensor):
-            return _NUMBERS[func]
-        if func is torch.Tensor.tolist and isinstance(args[0], FakeTensor):
-            return _ones(tuple(args[0].shape))
-        if func is nn.functional.dropout:
-            return self._dropout(*args, **kwargs)
-        if func is nn.functional.scaled_dot_product_attention:
-            return self._attention(*args, **kwargs)
-        return func(*args, **kwargs)
+def _stand_ins(recorder: Recorder) -> Iterator[tuple[Any, str, Any]]:
+    """(owner, name, what stands there meanwhile)."""
 
-    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training or p == 0.0:
-            return input
-        return OneKernelDropout.apply(input, self.recorder)  # type: ignore[return-value]
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return OneKernelDropout.apply(input, recorder) if training and p > 0.0 else input  # type: ignore[return-value]
 
-    def _attention(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         **kwargs: Any,
     ) -> Tensor:  # fmt: skip
-        return OneKernelAttention.apply(query, key, value, attn_mask, self.recorder)  # type: ignore[return-value]
+        return OneKernelAttention.apply(query, key, value, attn_mask, recorder)  # type: ignore[return-value]
+
+    yield nn.functional, "dropout", dropout
+    yield nn.functional, "scaled_dot_product_attention", attention
+    # A number that nobody computed is 0, so a step never waits for one and never skips an update.
+    for name, value in {"__int__": 0, "__index__": 0, "__float__": 0.0, "__bool__": False, "item": 0}.items():
+        yield FakeTensor, name, _answer(value)
+    yield FakeTensor, "data_ptr", lambda self: self.untyped_storage()._cdata  # only ever compared
+    yield FakeTensor, "tolist", lambda self: _zeros(tuple(self.shape))
 
 
-def _ones(shape: tuple[int, ...]) -> Any:
-    return 1.0 if not shape else [_ones(shape[1:]) for _ in range(shape[0])]
+@contextmanager
+def stand_ins(recorder: Recorder) -> Iterator[None]:
+    """Inside: attention and dropout are one kernel each, and tensors without memory can be asked for numbers.
+
+    Replaced by name and not by a mode of torch's, which would be off in backward passes, where layers are recomputed.
+    """
+    before = []
+    try:
+        for owner, name, value in _stand_ins(recorder):
+            before.append((owner, name, owner.__dict__.get(name)))
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in reversed(before):
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)

@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         phase: under which name operations and collectives are counted from now on.
         operations, collectives: phase -> how often each was seen.
-        notes: (time, phase) of each change of phase, in the order of the storage events.
+        events: (number of a storage, its bytes; negative when it is freed), in order of time.
     """
 
     def __init__(self, phase: str = "step") -> None:
@@ -108,7 +108,7 @@ class Recorder(TorchDispatchMode):
         self.phase = phase
         self.operations: dict[str, Counter[Operation]] = {}
         self.collectives: dict[str, Counter[Collective]] = {}
-        self.events: list[tuple[int, int]] = []  # (number of the storage, bytes; negative when it is freed)
+        self.events: list[tuple[int, int]] = []
         self._known: dict[int, tuple[int, int]] = {}  # id of a storage -> its number and bytes
         self._first_fills: dict[int, tuple[str, Operation]] = {}  # number -> the operation that filled it
         self._next = 0
@@ -155,11 +155,10 @@ class Recorder(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         storages = {id(tensor.untyped_storage()) for tensor in inputs}
-        mutates = func._schema.is_mutable
-        if not mutates and outputs and all(id(tensor.untyped_storage()) in storages for tensor in outputs):
+        written = _written(func._schema, args, kwargs)
+        if not written and outputs and all(id(tensor.untyped_storage()) in storages for tensor in outputs):
             return  # a view that its schema does not declare
-        written = [argument for argument in inputs if mutates] if mutates and not outputs else outputs
-        size = sum(map(_touched, inputs)) + sum(map(_touched, written))
+        size = sum(map(_touched, inputs)) + sum(map(_touched, written or outputs))
         if name in _FILLS:
             size = sum(map(_touched, outputs))
         flops, contraction, kind = 0, 0, "memory"
@@ -194,20 +193,24 @@ class Recorder(TorchDispatchMode):
             self.events.append((number, -size))
             self._first_fills.pop(number, None)
 
-    def close(self) -> None:
-        """Forget the fills of storages that are still alive: the second step does not make them again."""
+    def close(self) -> int:
+        """End the recording of a step, while all that outlives it is still alive.
+
+        Fills of storages that are still alive are forgotten: the second step does not make them again.
+
+        Returns:
+            The most bytes that lived at once, of the storages that were made and freed while watching.
+        """
         for phase, operation in self._first_fills.values():
             self.operations[phase][operation] -= 1
-        self._first_fills.clear()
-
-    def peak(self) -> int:
-        """Most bytes that lived at once, of the storages that were made and freed while watching."""
-        passing = {number for number, size in self.events if size < 0}
+        staying = {number for number, _ in self._known.values()}
         live = most = 0
         for number, size in self.events:
-            if number in passing:
+            if number not in staying:
                 live += size
                 most = max(most, live)
+        self._first_fills.clear()
+        self._known.clear()
         return most
 
 
@@ -219,6 +222,14 @@ def _group(args: tuple) -> dist.ProcessGroup:
     names = [value for value in args[1:] if isinstance(value, str)]
     # Functional collectives name their group; nothing public finds it by name.
     return dist.distributed_c10d._resolve_process_group(names[-1])
+
+
+def _written(schema: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors that an operator changes in place."""
+    given = list(zip(schema.arguments, args, strict=False))
+    given += [(argument, kwargs[argument.name]) for argument in schema.arguments if argument.name in kwargs]
+    changed = [value for argument, value in given if argument.alias_info is not None and argument.alias_info.is_write]
+    return [leaf for leaf in tree_leaves(changed) if isinstance(leaf, Tensor)]
 
 
 def _is_view(returned: Any) -> bool:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # private; meta tensors that know a device
 
-from megabert.planning.kernels import Kernels
+from megabert.planning.kernels import stand_ins
 from megabert.planning.recorder import Recorder
 
 
@@ -34,7 +34,7 @@ def rehearsal(rank: int, world: int) -> Iterator[Recorder]:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     recorder = Recorder()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), Kernels(recorder):
+        with FakeTensorMode(allow_non_fake_inputs=True), stand_ins(recorder):
             yield recorder
     finally:
         dist.destroy_process_group()

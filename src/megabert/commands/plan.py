@@ -1,0 +1,95 @@
+"""Tell what a run will need and how fast it will be, before anybody pays for it.
+
+  megabert plan --config recipes/bert-3.9b.toml --world-size 512
+  megabert plan --config recipes/bert-345m.toml --world-size 8 --hardware a100 --search
+
+Every flag and recipe of `pretrain` is understood. One process of each kind is built and run on tensors without memory, so
+parameters, optimizer and collectives are exact; times come from the cost model of docs/parallelism.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from megabert import runtime
+from megabert.config import option
+from megabert.data.options import DataOptions
+from megabert.models.options import ModelOptions
+from megabert.parallel.options import ParallelOptions
+from megabert.planning.options import PlanOptions
+from megabert.tokenization.options import TokenizerOptions
+from megabert.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from megabert.planning.subject import Subject
+
+SUMMARY = "memory, messages and speed of a run on any number of GPUs, without running it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PlanOptions, TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, ParallelOptions):
+    """The command."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "of pretrain; a plan needs no device", hidden=True)
+    workers: int | None = option(None, "of pretrain; a plan needs none", hidden=True, minimum=1)
+
+
+def run(config: Config) -> None:
+    """Print the plan, or the layouts that fit.
+
+    Raises:
+        ValueError: an impossible layout or batch, with the nearest possible one; no layout that fits.
+    """
+    from megabert.planning import report
+    from megabert.planning.hardware import HARDWARE
+    from megabert.planning.plan import make_plan, search, with_gpus
+
+    subject = _subject(config)
+    hardware = with_gpus(HARDWARE[config.hardware], config.gpus_per_node)
+    if config.search:
+        plans = search(subject, hardware, _assemble)
+        if not plans:
+            raise ValueError(
+                f"no layout of {config.world_size} processes fits {hardware.title}: take more of them, a smaller "
+                "--micro-batch-size, or --data-parallel-sharding full"
+            )
+        answer = [report.as_json(plan) for plan in plans]
+        lines = list(report.as_search(plans))
+    else:
+        plan = make_plan(subject, hardware, _assemble)
+        answer, lines = report.as_json(plan), list(report.as_text(plan))
+    written = json.dumps(answer, indent=1)
+    if config.output is not None:
+        with runtime.atomic_write(config.output) as file:
+            file.write(written + "\n")
+    print(written if config.json else "\n".join(lines))
+
+
+def _subject(config: Config) -> Subject:
+    from megabert.planning.subject import Subject, layout_for
+
+    subject = Subject(config, layout_for(config, config.world_size), config.vocab_size)  # type: ignore[arg-type]
+    subject.micro_batches  # noqa: B018  (refuses batches that cannot be cut, before any work)
+    return subject
+
+
+def _assemble(subject: Subject):
+    """As `pretrain` does."""
+    import torch
+
+    from megabert import MegatronBertForPreTraining
+    from megabert.models.bert.config import make_config
+    from megabert.models.losses import PretrainingObjective
+    from megabert.planning.rehearsal import materialise
+    from megabert.training.step import make_step
+
+    paired = subject.options.pairs != "none"
+    with torch.device("meta"):
+        model = MegatronBertForPreTraining(make_config(subject.options, subject.vocabulary, add_binary_head=paired))
+    materialise(model)
+    model.to = lambda *a, **k: model
+    if subject.options.checkpoint_activations:
+        model.gradient_checkpointing_enable()
+    return make_step(model, PretrainingObjective(subject.options.pairs), subject.options, device=torch.device("cpu"))
