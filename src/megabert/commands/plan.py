@@ -43,13 +43,14 @@ def run(config: Config) -> None:
         ValueError: an impossible layout or batch, with the nearest possible one; no layout that fits.
     """
     from megabert.planning import report
+    from megabert.planning.assembly import assemble
     from megabert.planning.hardware import HARDWARE
     from megabert.planning.plan import make_plan, search, with_gpus
 
     subject = _subject(config)
     hardware = with_gpus(HARDWARE[config.hardware], config.gpus_per_node)
     if config.search:
-        plans = search(subject, hardware, _assemble)
+        plans = search(subject, hardware, assemble)
         if not plans:
             raise ValueError(
                 f"no layout of {config.world_size} processes fits {hardware.title}: take more of them, a smaller "
@@ -58,7 +59,7 @@ def run(config: Config) -> None:
         answer = [report.as_json(plan) for plan in plans]
         lines = list(report.as_search(plans))
     else:
-        plan = make_plan(subject, hardware, _assemble)
+        plan = make_plan(subject, hardware, assemble)
         answer, lines = report.as_json(plan), list(report.as_text(plan))
     written = json.dumps(answer, indent=1)
     if config.output is not None:
@@ -73,23 +74,3 @@ def _subject(config: Config) -> Subject:
     subject = Subject(config, layout_for(config, config.world_size), config.vocab_size)  # type: ignore[arg-type]
     subject.micro_batches  # noqa: B018  (refuses batches that cannot be cut, before any work)
     return subject
-
-
-def _assemble(subject: Subject):
-    """As `pretrain` does."""
-    import torch
-
-    from megabert import MegatronBertForPreTraining
-    from megabert.models.bert.config import make_config
-    from megabert.models.losses import PretrainingObjective
-    from megabert.planning.rehearsal import materialise
-    from megabert.training.step import make_step
-
-    paired = subject.options.pairs != "none"
-    with torch.device("meta"):
-        model = MegatronBertForPreTraining(make_config(subject.options, subject.vocabulary, add_binary_head=paired))
-    materialise(model)
-    model.to = lambda *a, **k: model
-    if subject.options.checkpoint_activations:
-        model.gradient_checkpointing_enable()
-    return make_step(model, PretrainingObjective(subject.options.pairs), subject.options, device=torch.device("cpu"))

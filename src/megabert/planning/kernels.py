@@ -101,6 +101,13 @@ def _stand_ins(recorder: Recorder) -> Iterator[tuple[Any, str, Any]]:
     for name, value in {"__int__": 0, "__index__": 0, "__float__": 0.0, "__bool__": False, "item": 0}.items():
         yield FakeTensor, name, _answer(value)
     yield FakeTensor, "data_ptr", lambda self: self.untyped_storage()._cdata  # only ever compared
+    resize = torch.UntypedStorage.resize_
+
+    def resized(storage: torch.UntypedStorage, size: int) -> Any:
+        recorder.resized(storage, size)
+        return resize(storage, size)
+
+    yield torch.UntypedStorage, "resize_", resized
     yield FakeTensor, "tolist", lambda self: _zeros(tuple(self.shape))
 
 

@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         phase: under which name operations and collectives are counted from now on.
         operations, collectives: phase -> how often each was seen.
-        events: (number of a storage, its bytes; negative when it is freed), in order of time.
+        events: (number of a storage, bytes by which it grows or, negative, shrinks), in order of time.
     """
 
     def __init__(self, phase: str = "step") -> None:
@@ -187,6 +187,14 @@ class Recorder(TorchDispatchMode):
             self.events.append((number, size))
             weakref.finalize(storage, self._freed, key)
 
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """A storage is about to have another size: sharded weights come and go in this way."""
+        if id(storage) in self._known:
+            number, before = self._known[id(storage)]
+            self._known[id(storage)] = (number, size)
+            if number >= 0:
+                self.events.append((number, size - before))
+
     def _freed(self, key: int) -> None:
         number, size = self._known.pop(key, (-1, 0))
         if number >= 0:
@@ -199,16 +207,19 @@ class Recorder(TorchDispatchMode):
         Fills of storages that are still alive are forgotten: the second step does not make them again.
 
         Returns:
-            The most bytes that lived at once, of the storages that were made and freed while watching.
+            The most bytes that lived at once beyond those that stay.
         """
         for phase, operation in self._first_fills.values():
             self.operations[phase][operation] -= 1
-        staying = {number for number, _ in self._known.values()}
+        staying = dict(self._known.values())
+        sizes: dict[int, int] = {}
         live = most = 0
-        for number, size in self.events:
-            if number not in staying:
-                live += size
-                most = max(most, live)
+        for number, change in self.events:
+            before = sizes.get(number, 0)
+            after = sizes[number] = before + change
+            rest = staying.get(number, 0)
+            live += max(after - rest, 0) - max(before - rest, 0)
+            most = max(most, live)
         self._first_fills.clear()
         self._known.clear()
         return most

@@ -6,23 +6,24 @@ process on a laptop runs what rank 317 of 512 would run.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # private; meta tensors that know a device
+from torch.distributed.device_mesh import DeviceMesh
 
+from megabert.parallel.mesh import Layout, make_mesh
 from megabert.planning.kernels import stand_ins
 from megabert.planning.recorder import Recorder
 
 
 @contextmanager
-def rehearsal(rank: int, world: int) -> Iterator[Recorder]:
-    """Be `rank` of `world` processes; tensors that are made inside have no memory.
+def rehearsal(rank: int, layout: Layout) -> Iterator[tuple[Recorder, DeviceMesh]]:
+    """Be `rank` of a layout's processes; tensors that are made inside have no memory.
 
-    Yields a recorder; enter it around what is to be recorded.
+    Yields a recorder, to be entered around what is to be recorded, and the layout's mesh.
 
     Raises:
         ValueError: this process is already one of a group.
@@ -31,23 +32,12 @@ def rehearsal(rank: int, world: int) -> Iterator[Recorder]:
         raise ValueError("megabert plan runs in one process: start it without torchrun")
     from torch.testing._internal.distributed.fake_pg import FakeStore  # private; registers the backend by its import
 
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world)
     recorder = Recorder()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), stand_ins(recorder):
-            yield recorder
+        mesh = make_mesh(layout, "cpu")
+        with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), stand_ins(recorder):
+            warnings.simplefilter("ignore")  # what torch says of its own code; nobody trains here
+            yield recorder, mesh
     finally:
         dist.destroy_process_group()
-
-
-def materialise(model: nn.Module) -> None:
-    """Give a model on the meta device tensors without memory on the CPU, inside a `rehearsal`; ties are kept."""
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in made:
-                tensor = torch.empty_like(parameter, device="cpu")
-                made[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-            module._parameters[name] = made[id(parameter)]
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.empty_like(buffer, device="cpu")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from megabert.planning.cost import Work
 from megabert.planning.recorder import Recorder
@@ -128,7 +129,7 @@ def record_step(step: TrainingStep, batches: list[dict[str, Tensor]], recorder: 
     return recorder.close()
 
 
-Assemble = Callable[[Subject], TrainingStep]
+Assemble = Callable[[Subject, DeviceMesh], TrainingStep]
 """Make the step of the rank that this process is."""
 
 
@@ -141,10 +142,11 @@ def trace(subject: Subject, rank: int, assemble: Assemble) -> Trace:
     count = subject.micro_batches
     layout = subject.layout
     if layout.pipeline == 1:
-        operations, collectives, holdings, passing = _run(subject, rank, assemble, min(count, 2))
-        repeated = max(count - 2, 0)
+        # The first micro-batch counts and gathers, the last one reduces; those between are alike.
+        operations, collectives, holdings, passing = _run(subject, rank, assemble, min(count, 3))
+        repeated = max(count - 3, 0)
         return Trace(
-            holdings=holdings, passing=passing, work=_work(operations, collectives, "micro-batch 0", repeated)
+            holdings=holdings, passing=passing, work=_work(operations, collectives, "micro-batch 1", repeated)
         )
     # In a pipeline micro-batches overlap: one (or a round of interleaved ones) more shows what one more costs.
     few = min(count, layout.pipeline * (2 if layout.virtual > 1 else 1))
@@ -192,8 +194,8 @@ Counts = dict[str, Counter]
 
 
 def _run(subject: Subject, rank: int, assemble: Assemble, count: int) -> tuple[Counts, Counts, Holdings, int]:
-    with rehearsal(rank, subject.layout.world) as recorder:
-        step = assemble(subject)
+    with rehearsal(rank, subject.layout) as (recorder, mesh):
+        step = assemble(subject, mesh)
         batches = [batch_of(subject) for _ in range(count)]
         passing = record_step(step, batches, recorder)
         return recorder.operations, recorder.collectives, holdings_of(step), passing
