@@ -6,7 +6,7 @@ labels, the training step for pretraining. So the gradient does not depend on ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -112,15 +112,30 @@ def classification_loss(
     return mean_of_sum(total, targets.numel(), num_items_in_batch)
 
 
+def right_guesses(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels [...] have the highest of the logits [..., classes]; float32 scalar. -100 is no class."""
+    return (logits.argmax(-1) == labels).sum().float()
+
+
 class PretrainingObjective:
     """Masked words, and the order of the two segments (SOP), the second one's origin (NSP), or neither.
 
     Args:
         pair_task: `sop`, `nsp` or `none`: the name of the second term, which reads `next_sentence_label`.
+        word_loss, word_hits: (logits, labels) of the masked words -> summed loss, number of right guesses; for logits
+            that are not [..., vocab].
     """
 
-    def __init__(self, pair_task: Literal["sop", "nsp", "none"] = "sop") -> None:
+    def __init__(
+        self,
+        pair_task: Literal["sop", "nsp", "none"] = "sop",
+        *,
+        word_loss: Callable[[Tensor, Tensor], Tensor] = summed_cross_entropy,
+        word_hits: Callable[[Tensor, Tensor], Tensor] = right_guesses,
+    ) -> None:
         self.pair_task = pair_task
+        self.word_loss = word_loss
+        self.word_hits = word_hits
         self.targets = frozenset({"masked_labels", "next_sentence_label"})
 
     def _labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,13 +161,17 @@ class PretrainingObjective:
             outputs: of `MegatronBertForPreTraining`, with logits [batch, P, vocab] and [batch, M, 2].
         """
         logits = self._logits(outputs)
-        return {name: summed_cross_entropy(logits[name], labels) for name, labels in self._labels(batch).items()}
+        losses = {"lm": self.word_loss}
+        return {
+            name: losses.get(name, summed_cross_entropy)(logits[name], labels)
+            for name, labels in self._labels(batch).items()
+        }
 
     @torch.no_grad()
     def hits(self, outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How many labels of each term have the highest logit; float32 scalars."""
         logits = self._logits(outputs)
+        guesses = {"lm": self.word_hits}
         return {
-            name: (logits[name].argmax(-1) == labels).sum().float()  # an ignored label is no class
-            for name, labels in self._labels(batch).items()
+            name: guesses.get(name, right_guesses)(logits[name], labels) for name, labels in self._labels(batch).items()
         }

@@ -77,8 +77,8 @@ def layout_of(
         near = min(possible, key=lambda size: (abs(size - tensor * pipeline), size))
         raise ValueError(
             f"{world} processes cannot be cut into groups of {tensor * pipeline} (--tensor-model-parallel-size "
-            f"{tensor} x --pipeline-model-parallel-size {pipeline}): the nearest group size that divides {world} is {near}, the "
-            f"nearest number of processes {_nearest_multiple(world, tensor * pipeline)}"
+            f"{tensor} x --pipeline-model-parallel-size {pipeline}): the nearest group size that divides {world} is "
+            f"{near}, the nearest number of processes {_nearest_multiple(world, tensor * pipeline)}"
         )
     data = world // (tensor * pipeline)
     return Layout(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,22 @@ def parameter_groups(weights: Weights, weight_decay: float) -> list[dict[str, An
     return groups
 
 
-def make_optimizer(weights: Weights, options: OptimizerOptions) -> torch.optim.Optimizer:
+Lengths = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+"""(masters, tensors of their shapes) -> the L2 norm of each whole tensor, whose part here is given."""
+
+
+def local_lengths(masters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`Lengths` where each process has all of every tensor."""
+    return list(torch._foreach_norm(list(tensors)))
+
+
+def make_optimizer(
+    weights: Weights, options: OptimizerOptions, *, lengths: Lengths = local_lengths
+) -> torch.optim.Optimizer:
     """The optimizer of --optimizer over the weights' masters.
+
+    Args:
+        lengths: norms of whole tensors, where processes share them.
 
     Raises:
         ValueError: the model has nothing to train.
@@ -55,7 +69,7 @@ def make_optimizer(weights: Weights, options: OptimizerOptions) -> torch.optim.O
     if options.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=options.lr, betas=betas, eps=options.adam_eps, fused=True)
     if options.optimizer == "lamb":
-        return Lamb(groups, lr=options.lr, betas=betas, eps=options.adam_eps)
+        return Lamb(groups, lr=options.lr, betas=betas, eps=options.adam_eps, lengths=lengths)
     return torch.optim.SGD(groups, lr=options.lr, momentum=options.sgd_momentum)
 
 
@@ -76,7 +90,9 @@ class Lamb(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.01,
+        lengths: Lengths = local_lengths,
     ):
+        self.lengths = lengths
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -115,7 +131,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_div_(updates, denominators)
         if group["weight_decay"]:
             torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])  # type: ignore[call-overload]
-            lengths, update_lengths = torch._foreach_norm(parameters), torch._foreach_norm(updates)
+            lengths, update_lengths = self.lengths(parameters, parameters), self.lengths(parameters, updates)
             for update, length, update_length in zip(updates, lengths, update_lengths, strict=True):
                 usable = (length > 0) & (update_length > 0)
                 update.mul_(torch.where(usable, length / update_length, torch.ones_like(length)))

@@ -51,10 +51,13 @@ class MegatronBertEncoder(nn.Module):
         self.layer = nn.ModuleList([MegatronBertLayer(config, index) for index in range(config.num_hidden_layers)])
         self.ln = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
+        self.compute_dtype: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the layers compute in: that of their matrices."""
+        """The dtype that the layers compute in: `compute_dtype` where it is set, else that of their matrices."""
+        if self.compute_dtype is not None:
+            return self.compute_dtype
         if len(self.layer) == 0:
             return self.ln.weight.dtype
         return self.layer[0].intermediate.dense.weight.dtype  # type: ignore[union-attr,return-value]

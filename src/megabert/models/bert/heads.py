@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 
 from megabert.models.bert.config import settings
 from megabert.models.bert.layers import LayerNorm
-from megabert.models.losses import IGNORED
+from megabert.models.losses import IGNORED, summed_cross_entropy
 
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -35,6 +35,18 @@ class MegatronBertPredictionHeadTransform(nn.Module):
         return self.LayerNorm(self.transform_act_fn(self.dense(hidden_states)))
 
 
+class VocabularyLoss(nn.Module):
+    """The summed cross entropy of vocabulary logits, as a module: a place where another way to compute it can go."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        super().__init__()
+        self.vocabulary_size = vocabulary_size
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[..., vocab], [...] -> float32 scalar; -100 where there is no label."""
+        return summed_cross_entropy(logits, labels)
+
+
 class MegatronBertLMPredictionHead(nn.Module):
     """Transform, then a score for each entry of the vocabulary.
 
@@ -47,6 +59,7 @@ class MegatronBertLMPredictionHead(nn.Module):
         self.transform = MegatronBertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.tie_word_embeddings else None
+        self.loss = VocabularyLoss(config.vocab_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., hidden] -> [..., vocab], in the dtype of the hidden states whatever that of the embedding."""

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from megabert.models.bert.encoder import MegatronBertModel, MegatronBertPreTrainedModel, tuple_or_output
 from megabert.models.bert.heads import TIED, UNREAD, MegatronBertOnlyMLMHead, rows_to_score
-from megabert.models.losses import IGNORED, counted, mean_of_sum, summed_cross_entropy
+from megabert.models.losses import IGNORED, counted, mean_of_sum
 
 logger = logging.get_logger(__name__)
 
@@ -74,7 +74,7 @@ class MegatronBertForMaskedLM(MegatronBertPreTrainedModel):
         scores = self.cls(rows)
         loss = None
         if row_labels is not None:
-            loss = mean_of_sum(summed_cross_entropy(scores, row_labels), counted(row_labels), num_items_in_batch)
+            loss = mean_of_sum(self.cls.predictions.loss(scores, row_labels), counted(row_labels), num_items_in_batch)
         output = MaskedLMOutput(
             loss=loss,  # type: ignore[arg-type]
             logits=scores,
@@ -154,7 +154,7 @@ class MegatronBertForCausalLM(MegatronBertPreTrainedModel, GenerationMixin):
         scores = self.cls(rows)
         loss = None
         if row_labels is not None:
-            loss = mean_of_sum(summed_cross_entropy(scores, row_labels), counted(row_labels), num_items_in_batch)
+            loss = mean_of_sum(self.cls.predictions.loss(scores, row_labels), counted(row_labels), num_items_in_batch)
         output = CausalLMOutputWithCrossAttentions(
             loss=loss,  # type: ignore[arg-type]
             logits=scores,

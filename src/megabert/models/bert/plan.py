@@ -1,47 +1,45 @@
 """How a Megatron BERT may be cut over processes: plain data beside the model, which itself knows nothing of it.
 
-Names are patterns for `re.fullmatch` on module names; the first that fits counts. What the words do is told in
-`parallel/styles.py`.
+Keys are patterns for `re.fullmatch` on names; the first that fits counts. `parallel/styles.py` does what the words say.
 """
 
 from __future__ import annotations
 
-_ATTENTION = r"(bert\.)?encoder\.layer\.\d+\.(attention|crossattention)"
-_LAYER = r"(bert\.)?encoder\.layer\.\d+"
+LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)"
+"""A transformer layer: the unit that weights are gathered, compiled and recomputed by. The group is its number."""
+
+_ATTENTION = rf"{LAYER}\.(?:cross)?attention"
 
 TENSOR = {
     r"(bert\.)?embeddings\.word_embeddings": "vocabulary",
     rf"{_ATTENTION}\.self": "enter",
     rf"{_ATTENTION}\.self\.(query|key|value)": "column",
     rf"{_ATTENTION}\.output\.dense": "row",
-    rf"{_LAYER}\.intermediate": "enter",
-    rf"{_LAYER}\.intermediate\.dense": "column",
-    rf"{_LAYER}\.output\.dense": "row",
+    rf"{LAYER}\.intermediate": "enter",
+    rf"{LAYER}\.intermediate\.dense": "column",
+    rf"{LAYER}\.output\.dense": "row",
     r"cls\.predictions": "vocabulary_bias",
-    r"cls\.predictions\.transform": "leave",
+    r"cls\.predictions\.transform": "then_enter",
     r"cls\.predictions\.decoder": "vocabulary",
     r"cls\.predictions\.loss": "vocabulary_loss",
 }
-"""Module -> how the tensor-parallel processes share it; all others are whole on each of them.
+"""Module -> how the processes of a tensor-parallel group share it; all others are whole on each of them.
 
-Words: `column` and `row` (a matrix cut by its outputs or its inputs; the sum over processes follows a `row`),
-`enter` and `leave` (the input, or the result, goes on into cut matrices), `vocabulary` (an embedding or a matrix cut by
-the entries of the vocabulary), `vocabulary_bias` (the module's own `bias` is cut like it), `vocabulary_loss` (a cross
-entropy over logits that are cut).
+`column`, `row`: a matrix cut by its outputs, or by its inputs, after which the processes' results are added up.
+`enter`: its input goes into cut matrices (one conversion, however many there are); `then_enter`: its result does.
+`vocabulary`: an embedding or a matrix cut by the entries of the vocabulary; `vocabulary_bias`: the module's own `bias`
+is cut in the same way; `vocabulary_loss`: its forward is a summed cross entropy of (logits, labels), the logits cut.
 """
 
-SHARDED_DROPOUT = {
-    rf"{_ATTENTION}\.self": "always",
+DROPOUT = {
+    rf"{_ATTENTION}\.self": "heads",
     rf"{_ATTENTION}\.output": "sequence",
-    rf"{_LAYER}\.output": "sequence",
+    rf"{LAYER}\.output": "sequence",
 }
-"""Module -> when its dropout draws another mask on each tensor-parallel process: the heads are always cut, the hidden
-states only where the sequence is."""
+"""Module -> what its dropout falls on. Heads are cut in every tensor-parallel group, so their masks differ within it;
+hidden states only where the sequence is cut."""
 
-SEQUENCE = (_LAYER, r"\.ln|\.attention\.ln|\.crossattention\.ln", r"\.output\.dense|\.(cross)?attention\.output\.dense")
-"""With sequence parallelism the hidden states are cut over the sequence from the input of the first layer to that of the
-last: (a layer, modules in it whose weights, modules in it whose bias, see only a part of the sequence). The last layer
-runs uncut, since its places may be picked (`wanted_positions`) before it ends."""
-
-BLOCKS = _LAYER
-"""The units that weights are gathered, compiled and recomputed by."""
+SEQUENCE = rf"{LAYER}\.(?:(?:cross)?attention\.)?(?:ln\.weight|ln\.bias|output\.dense\.bias)"
+"""Sequence parallelism: hidden states are cut over the sequence from the input of the first layer to the input of the
+last, and these weights then see only a part of it. The last layer runs uncut, since places may be picked in it
+(`wanted_positions`)."""

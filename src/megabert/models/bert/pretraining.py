@@ -25,6 +25,7 @@ def _pretraining_loss(
     pair_scores: Tensor | None,
     pair_labels: Tensor | None,
     num_items_in_batch: Tensor | int | None,
+    word_loss: nn.Module,
 ) -> Tensor | None:
     """Mean over masked words plus mean over pairs, of the terms that have labels; None without any.
 
@@ -35,7 +36,7 @@ def _pretraining_loss(
     share: Tensor | float = 1.0
     if labels is not None:
         count = counted(labels)
-        loss = mean_of_sum(summed_cross_entropy(scores, labels), count, num_items_in_batch)
+        loss = mean_of_sum(word_loss(scores, labels), count, num_items_in_batch)
         if num_items_in_batch is not None:
             share = mean_of_sum(count.float(), count, num_items_in_batch)
     if pair_labels is not None:
@@ -122,8 +123,11 @@ class MegatronBertForPreTraining(MegatronBertPreTrainedModel):
             encoded.last_hidden_state, labels, masked_positions, only_labelled=self.training and not full_logits
         )
         scores, pair_scores = self.cls(rows, encoded.pooler_output)
+        loss = _pretraining_loss(
+            scores, row_labels, pair_scores, next_sentence_label, num_items_in_batch, self.cls.predictions.loss
+        )
         output = MegatronBertForPreTrainingOutput(
-            loss=_pretraining_loss(scores, row_labels, pair_scores, next_sentence_label, num_items_in_batch),  # type: ignore[arg-type]
+            loss=loss,  # type: ignore[arg-type]
             prediction_logits=scores,
             seq_relationship_logits=pair_scores,
             hidden_states=encoded.hidden_states,
