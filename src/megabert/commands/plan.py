@@ -3,33 +3,25 @@
   megabert plan --config recipes/bert-3.9b.toml --world-size 512
   megabert plan --config recipes/bert-345m.toml --world-size 8 --hardware a100 --search
 
-Every flag and recipe of `pretrain` is understood. One process of each kind is built and run on tensors without memory, so
-parameters, optimizer and collectives are exact; times come from the cost model of docs/parallelism.md.
+Every flag and recipe of `pretrain` is understood. One process of each kind is built and run on tensors without memory,
+so parameters, optimizer and collectives are exact; times come from the cost model of docs/parallelism.md.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from megabert import runtime
 from megabert.config import option
-from megabert.data.options import DataOptions
-from megabert.models.options import ModelOptions
-from megabert.parallel.options import ParallelOptions
-from megabert.planning.options import PlanOptions
-from megabert.tokenization.options import TokenizerOptions
-from megabert.training.options import TrainingOptions
-
-if TYPE_CHECKING:
-    from megabert.planning.subject import Subject
+from megabert.planning.options import PlanOptions, RunOptions
 
 SUMMARY = "memory, messages and speed of a run on any number of GPUs, without running it"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PlanOptions, TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, ParallelOptions):
+class Config(PlanOptions, RunOptions):
     """The command."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "of pretrain; a plan needs no device", hidden=True)
@@ -46,8 +38,9 @@ def run(config: Config) -> None:
     from megabert.planning.assembly import assemble
     from megabert.planning.hardware import HARDWARE
     from megabert.planning.plan import make_plan, search, with_gpus
+    from megabert.planning.subject import Subject
 
-    subject = _subject(config)
+    subject = Subject.of(config, config.world_size)
     hardware = with_gpus(HARDWARE[config.hardware], config.gpus_per_node)
     if config.search:
         plans = search(subject, hardware, assemble)
@@ -66,11 +59,3 @@ def run(config: Config) -> None:
         with runtime.atomic_write(config.output) as file:
             file.write(written + "\n")
     print(written if config.json else "\n".join(lines))
-
-
-def _subject(config: Config) -> Subject:
-    from megabert.planning.subject import Subject, layout_for
-
-    subject = Subject(config, layout_for(config, config.world_size), config.vocab_size)  # type: ignore[arg-type]
-    subject.micro_batches  # noqa: B018  (refuses batches that cannot be cut, before any work)
-    return subject

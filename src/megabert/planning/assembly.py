@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,10 +44,9 @@ def assemble(subject: Subject, mesh: DeviceMesh) -> TrainingStep:
             "word_hits": functools.partial(vocabulary.right_guesses, group=group, vocabulary=size),
         }
     objective = PretrainingObjective(subject.pair_task, **functions)
-    parallel = Parallel(layout, mesh, plan, subject.options.num_layers, subject.options.overlap_grad_reduce)
-    step, _ = make_parallel_step(
-        model, objective, subject.options, parallel, device=CPU, initialise=_leave
-    )
+    cut: Any = plan  # a module, with all that a plan has
+    parallel = Parallel(layout, mesh, cut, subject.options.num_layers, subject.options.overlap_grad_reduce)
+    step, _ = make_parallel_step(model, objective, subject.options, parallel, device=CPU, initialise=_leave)
     return step
 
 

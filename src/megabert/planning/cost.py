@@ -14,7 +14,7 @@ HALF_RATE_CONTRACTION = 128
 """A matrix product whose sums are so long runs at half of the full rate."""
 ATTENTION_SHARE = 0.6
 """The rate of a fused attention kernel, as a share of that of a large matrix product."""
-CONTENTION = 0.3
+CONTENTION = 0.4
 """The share of a hidden collective that computing loses all the same: it takes memory bandwidth and processors."""
 
 
@@ -132,7 +132,7 @@ def times_of(work: Work, layout: Layout, hardware: Hardware, micro_batches: int,
         overlap: collectives of data parallelism run beside the computing.
     """
     compute = compute_seconds(work.operations, hardware)
-    by_axis = dict.fromkeys(("tensor", "data", "pipeline", "all"), 0.0)
+    by_axis: dict[str, float] = {"tensor": 0.0, "data": 0.0, "pipeline": 0.0, "all": 0.0}
     for collective, count in work.all_collectives.items():
         by_axis[axis_of(collective, layout)] += count * collective_seconds(collective, hardware)
     data = by_axis["data"]

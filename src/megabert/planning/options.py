@@ -7,6 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from megabert.config import option
+from megabert.data.options import DataOptions
+from megabert.models.options import ModelOptions
+from megabert.parallel.options import ParallelOptions
+from megabert.tokenization.options import TokenizerOptions
+from megabert.training.options import TrainingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, ParallelOptions):
+    """The run that is planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +32,8 @@ class PlanOptions:
     )
     search: bool = option(
         False,
-        "try every layout of the world size (tensor sizes up to a node, pipeline, sharding, recomputation) and list the "
-        "fastest that fit, in place of the one that the flags describe",
+        "try every layout of the world size (tensor sizes up to a node, pipeline, sharding, recomputation) and list "
+        "the fastest that fit, in place of the one that the flags describe",
     )
     json: bool = option(False, "print one JSON object and nothing else")
     output: Path | None = option(None, "write the JSON object here as well", metavar="FILE", example="plan.json")

@@ -63,7 +63,7 @@ class Collective(NamedTuple):
         return 0.0 if self.kind == "receive" else float(self.size)
 
 
-# name of the operator -> kind, and which of its arguments holds the whole tensor: "in", "out"
+# operator -> kind, and which of its arguments holds the whole tensor; None: its result does
 _COLLECTIVES = {
     "c10d::allreduce_": ("all-reduce", 0),
     "c10d::allreduce_coalesced_": ("all-reduce", 0),
@@ -89,8 +89,10 @@ _COLLECTIVES = {
     "_c10d_functional::broadcast": ("broadcast", 0),
 }
 
-_FREE = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided",
-         "aten::_local_scalar_dense", "aten::is_same_size", "prim::device", "aten::sym_size", "aten::detach"}  # fmt: skip
+_FREE = {
+    "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided",
+    "aten::_local_scalar_dense", "aten::is_same_size", "aten::detach",
+}  # fmt: skip
 _FILLS = {"aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::ones_like", "aten::full"}
 
 
@@ -147,7 +149,8 @@ class Recorder(TorchDispatchMode):
             # The peer is a rank of the group.
             peer = next(value for value in args[1:] if isinstance(value, int) and not isinstance(value, bool))
             ranks = tuple(sorted({dist.get_rank(), dist.get_global_rank(group, peer)}))
-        self.collectives.setdefault(self.phase, Counter())[Collective(kind, ranks, size)] += 1
+        if len(ranks) > 1:
+            self.collectives.setdefault(self.phase, Counter())[Collective(kind, ranks, size)] += 1
 
     def _operation(self, func: Any, name: str, args: tuple, kwargs: dict, result: Any) -> None:
         if all(_is_view(returned) for returned in func._schema.returns) and func._schema.returns:
@@ -227,12 +230,11 @@ class Recorder(TorchDispatchMode):
 
 def _group(args: tuple) -> dist.ProcessGroup:
     for value in args[1:]:
-        if isinstance(value, torch.ScriptObject):
-            if "ProcessGroup" in str(value._type()):  # type: ignore[attr-defined]
-                return dist.ProcessGroup.unbox(value)  # type: ignore[attr-defined]
+        if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):  # type: ignore[attr-defined]
+            return dist.ProcessGroup.unbox(value)  # type: ignore[attr-defined]
     names = [value for value in args[1:] if isinstance(value, str)]
     # Functional collectives name their group; nothing public finds it by name.
-    return dist.distributed_c10d._resolve_process_group(names[-1])
+    return dist.distributed_c10d._resolve_process_group(names[-1])  # type: ignore[arg-type]
 
 
 def _written(schema: Any, args: tuple, kwargs: dict) -> list[Tensor]:

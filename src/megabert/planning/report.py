@@ -145,10 +145,10 @@ def _time(plan: Plan) -> Iterator[str]:
             rows.append([title, f"{seconds * 1e3:,.1f}", f"{seconds / times.step:.0%}"])
     yield from table(rows)
     yield (
-        f"{plan.rate / 1e12:,.0f} TFLOP/s of the model on each device ({plan.rate / plan.hardware.matrix:.0%} of peak), "
-        f"{plan.tokens:,.0f} tokens/s in all"
+        f"{plan.rate / 1e12:,.0f} TFLOP/s of the model on each device ({plan.rate / plan.hardware.matrix:.0%} of "
+        f"peak), {plan.tokens:,.0f} tokens/s in all"
     )
-    yield f"efficiency {plan.efficiency:.0%}: of what as many single devices would do, had each the memory for all of it"
+    yield f"efficiency {plan.efficiency:.0%} of as many single devices, had each the memory for the whole model"
 
 
 def as_search(plans: Sequence[Plan], most: int = 10) -> Iterator[str]:
@@ -173,4 +173,5 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         first, *others = row
-        yield "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]).rstrip()
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()

@@ -7,21 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megabert.data.masking import most_predictions
-from megabert.data.options import DataOptions
-from megabert.models.bert.config import padded_vocabulary_size
-from megabert.models.options import ModelOptions
 from megabert.parallel.mesh import Layout, layout_of
-from megabert.parallel.options import ParallelOptions
-from megabert.training.options import TrainingOptions
-
+from megabert.planning.options import RunOptions
 
 PACKED_SAMPLES = 8
 """Samples in a packed row: only the pooler and the pair head see how many there are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(TrainingOptions, DataOptions, ModelOptions, ParallelOptions):
-    """All options of a run that a plan depends on."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +22,33 @@ class Subject:
         options: of the run.
         layout: of its processes.
         vocabulary: entries of the tokenizer, before padding.
+        places: masked places in a row.
+        samples: samples in a row; more than 1 in packed rows.
     """
 
     options: RunOptions
     layout: Layout
     vocabulary: int
+    places: int
+    samples: int = 1
 
-    @property
-    def padded_vocabulary(self) -> int:
-        """Rows of the word embedding."""
-        multiple = self.options.make_vocab_size_divisible_by * self.layout.tensor
-        return padded_vocabulary_size(self.vocabulary, multiple)
+    @classmethod
+    def of(cls, options: RunOptions, world: int) -> Subject:
+        """The run of `options` on `world` processes, with a vocabulary of --vocab-size entries.
 
-    @property
-    def places(self) -> int:
-        """Masked places in a row."""
-        options = self.options
+        Raises:
+            ValueError: an impossible layout or batch; the reason and the nearest possible one are named.
+        """
         most = most_predictions(options.seq_length, options.mask_prob)
-        return most if options.pack else options.max_preds_per_seq or most
-
-    @property
-    def samples(self) -> int:
-        """Samples in a row."""
-        return PACKED_SAMPLES if self.options.pack else 1
+        subject = cls(
+            options,
+            layout_for(options, world),
+            options.vocab_size,
+            most if options.pack else options.max_preds_per_seq or most,
+            PACKED_SAMPLES if options.pack else 1,
+        )
+        assert subject.micro_batches
+        return subject
 
     @property
     def micro_batches(self) -> int:

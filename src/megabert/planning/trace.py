@@ -145,9 +145,7 @@ def trace(subject: Subject, rank: int, assemble: Assemble) -> Trace:
         # The first micro-batch counts and gathers, the last one reduces; those between are alike.
         operations, collectives, holdings, passing = _run(subject, rank, assemble, min(count, 3))
         repeated = max(count - 3, 0)
-        return Trace(
-            holdings=holdings, passing=passing, work=_work(operations, collectives, "micro-batch 1", repeated)
-        )
+        return Trace(holdings=holdings, passing=passing, work=_work(operations, collectives, "micro-batch 1", repeated))
     # In a pipeline micro-batches overlap: one (or a round of interleaved ones) more shows what one more costs.
     few = min(count, layout.pipeline * (2 if layout.virtual > 1 else 1))
     operations, collectives, holdings, passing = _run(subject, rank, assemble, few)
@@ -164,10 +162,10 @@ def short_trace(subject: Subject, rank: int, assemble: Assemble) -> Trace:
     """`trace` from two shallow models: layers are alike, so all numbers lie on straight lines over their count."""
     pieces = subject.layout.pipeline * subject.layout.virtual
     each = subject.options.num_layers // pieces
-    if each <= 3:
+    if each <= 4:
         return trace(subject, rank, assemble)
     step = subject.options.num_layers_per_virtual_pipeline_stage
-    two, three = (
+    shallow, deeper = (
         trace(
             subject.with_options(
                 num_layers=depth * pieces, num_layers_per_virtual_pipeline_stage=None if step is None else depth
@@ -175,18 +173,18 @@ def short_trace(subject: Subject, rank: int, assemble: Assemble) -> Trace:
             rank,
             assemble,
         )
-        for depth in (2, 3)
+        for depth in (3, 4)
     )
-    times = each - 2
+    times = each - 3
 
     def line(one: int, other: int) -> int:
         return one + times * (other - one)
 
     names = [field.name for field in fields(Holdings)]
     return Trace(
-        holdings=Holdings(**{name: line(getattr(two.holdings, name), getattr(three.holdings, name)) for name in names}),
-        passing=line(two.passing, three.passing),
-        work=two.work.toward(three.work, times),
+        holdings=Holdings(**{name: line(getattr(shallow.holdings, name), getattr(deeper.holdings, name)) for name in names}),
+        passing=line(shallow.passing, deeper.passing),
+        work=shallow.work.toward(deeper.work, times),
     )
 
 
