@@ -64,7 +64,8 @@ def test_packages_are_read_and_never_run(package):
     assert found == [Document(text, "somepackage.part")]
 
 
-def test_sentences_that_differ_in_names_only_are_kept_a_few_times(package):
+def test_sentences_that_differ_in_names_only_are_kept_a_few_times(package, monkeypatch):
+    monkeypatch.setattr(builtin, "_REPEATS", 8)
     template = (
         '"""The configuration of Model{} is stored here. It is the number {} of them all. And {} is known of it."""\n'
     )

@@ -61,8 +61,8 @@ GOOGLE_STYLE = """
 def test_numpy_style():
     assert prose.paragraphs(inspect.cleandoc(NUMPY_STYLE)) == [
         "Compute the sum along the specified axis, as numpy.sum does.",
-        "Array whose sum is desired. If a is not an array, a conversion is attempted.",
-        "The axis along which the sum is computed; see numpy.mean for more.",
+        "a: array_like Array whose sum is desired. If a is not an array, a conversion is attempted.",
+        "axis: int, optional The axis along which the sum is computed; see numpy.mean for more.",
         "This is worth a note, as the caller may not know it.",
         "The example below shows how the function is used in practice.",
         "Text goes on after it, with a link to the manual in it.",
@@ -72,9 +72,9 @@ def test_numpy_style():
 def test_google_style():
     assert prose.paragraphs(inspect.cleandoc(GOOGLE_STYLE)) == [
         "Encodes a text with the BertTokenizer and returns it.",
-        "The text that is encoded by the function.",
-        "Another text that follows the first.",
-        "The ids of the tokens of both texts.",
+        "text (str or List[str], optional, defaults to None): The text that is encoded by the function.",
+        "pair (str): Another text that follows the first.",
+        "Returns: The ids of the tokens of both texts.",
         "A bullet of the list that is a sentence.",
         "Another bullet, wrapped over two lines of the text.",
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from megabert.parallel.mesh import Layout
 
-from .processes import run_in
+from .jobs import succeed, world
 from .small import micro_batches, parallel_step, plain_step, whole
 
 LAYOUTS = {
@@ -16,49 +18,79 @@ LAYOUTS = {
     "dp2": Layout(world=2, data=2),
     "optimizer2": Layout(world=2, data=2, sharding="optimizer"),
     "full2": Layout(world=2, data=2, sharding="full"),
+    "pp2": Layout(world=2, pipeline=2),
+    "pp2 interleaved": Layout(world=2, pipeline=2, virtual=2),
     "tp4": Layout(world=4, tensor=4),
     "tp2 x dp2": Layout(world=4, tensor=2, data=2),
+    "tp2 x pp2": Layout(world=4, tensor=2, pipeline=2),
+    "tp2+sp x pp2 interleaved": Layout(world=4, tensor=2, pipeline=2, virtual=2, sequence_parallel=True),
+    "pp2 x dp2": Layout(world=4, pipeline=2, data=2),
+    "pp2 interleaved x optimizer2": Layout(world=4, pipeline=2, virtual=2, data=2, sharding="optimizer"),
+    "pp2 x full2": Layout(world=4, pipeline=2, data=2, sharding="full"),
+    "pp4": Layout(world=4, pipeline=4),
     "tp2+sp x full2": Layout(world=4, tensor=2, data=2, sequence_parallel=True, sharding="full"),
 }
 
 
-def same_as_one_process(names, steps=20, **changes):
+def in_world(check, *arguments):
+    with world():
+        check(*arguments)
+
+
+def observed(step, keep):
+    """The gradients that each later step finds, by name, as `keep(name, gradient)`."""
+    found = {}
+    numbers = step.exchange.numbers
+
+    def looking(losses):
+        found.update({name: keep(name, master.grad).clone() for name, master in step.weights.masters.items()})
+        return numbers(losses)
+
+    step.exchange.numbers = looking
+    return found
+
+
+def assert_all_are_held(mine, names):
+    """Each weight is some process's, and no process has one that is not the model's."""
+    everyones = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyones, list(mine))
+    assert {key for held in everyones for key in held} == set(names)
+
+
+def same_as_one_process(names, steps, changes):
     for name in names:
         layout = LAYOUTS[name]
         plain = plain_step(**changes)
         step, applied, mesh = parallel_step(layout, **changes)
-        assert set(step.weights.masters) == set(plain.weights.masters), name
+        copies = step.exchange.tie.copies if step.exchange.tie else {}
+        names_there = {key: copies.get(key, key) for key in step.weights.masters}
+        assert_all_are_held(names_there.values(), plain.weights.masters)
         for key, master in step.weights.masters.items():
-            assert torch.equal(whole(applied, mesh, layout, key, master), plain.weights.masters[key]), (name, key)
+            initial = plain.weights.masters[names_there[key]]
+            assert torch.equal(whole(applied, mesh, layout, key, master), initial), (name, key)
+        expected = observed(plain, lambda key, gradient: gradient)
+        found = observed(step, functools.partial(whole, applied, mesh, layout))
         for update in range(steps):
-            compare_step(name, update, plain, step, applied, mesh, layout)
-
-
-def compare_step(name, update, plain, step, applied, mesh, layout):
-    where = f"{name}, update {update}"
-    expected, expected_norm = plain.exchange.numbers(plain.accumulate(micro_batches(update)))
-    losses, norm = step.exchange.numbers(step.accumulate(micro_batches(update, layout)))
-    assert losses == pytest.approx(expected, rel=1e-5), where
-    assert norm == pytest.approx(expected_norm, rel=1e-5), where
-    for key, master in plain.weights.masters.items():
-        mine = step.weights.masters[key].grad
-        assert mine is not None, f"{where}: {key} has no gradient"
-        gradient = whole(applied, mesh, layout, key, mine)
-        difference = (gradient - master.grad).norm() / master.grad.norm()
-        # A key's bias moves all scores of a query alike: its true gradient is zero, what is there is rounding.
-        if not key.endswith("key.bias"):
-            assert difference < 1e-5, f"{where}: gradient of {key} off by {difference}"
-    plain.exchange.clear()
-    step.exchange.clear()
-    expected_report = plain(micro_batches(update), 1e-3)
-    report = step(micro_batches(update, layout), 1e-3)
-    assert report.losses == pytest.approx(expected_report.losses, rel=1e-5), where
-    assert report.grad_norm == pytest.approx(expected_report.grad_norm, rel=1e-5), where
+            where = f"{name}, update {update}"
+            one = plain(micro_batches(update), 1e-3)
+            many = step(micro_batches(update, layout), 1e-3)
+            assert many.losses == pytest.approx(one.losses, rel=1e-5), where
+            assert many.grad_norm == pytest.approx(one.grad_norm, rel=1e-5), where
+            for key, there in names_there.items():
+                gradient = expected[there]
+                difference = ((found[key] - gradient).norm() / gradient.norm()).item()
+                # A key's bias moves all scores of a query alike: its true gradient is zero, what is there is rounding.
+                assert difference < 1e-5 or key.endswith("key.bias"), f"{where}: gradient of {key} off by {difference}"
 
 
 def test_two_processes():
-    run_in(2, same_as_one_process, ["tp2", "tp2+sp", "dp2", "optimizer2", "full2"])
+    names = ["tp2", "tp2+sp", "dp2", "optimizer2", "full2", "pp2", "pp2 interleaved"]
+    succeed(in_world, 2, same_as_one_process, names, 20, {}, seconds=240)
 
 
 def test_four_processes():
-    run_in(4, same_as_one_process, ["tp4", "tp2 x dp2", "tp2+sp x full2"])
+    names = [
+        "tp4", "tp2 x dp2", "tp2+sp x full2", "tp2 x pp2", "tp2+sp x pp2 interleaved", "pp2 x dp2", "pp4",
+        "pp2 interleaved x optimizer2", "pp2 x full2",
+    ]  # fmt: skip
+    succeed(in_world, 4, same_as_one_process, names, 20, {}, seconds=240)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from megabert.training.engine import LocalEngine
 from megabert.training.evaluate import Evaluation, evaluate
 from megabert.training.loader import evaluation_batches
 
@@ -11,9 +12,13 @@ from .toy import ToyObjective, ToyRows, toy
 CPU = torch.device("cpu")
 
 
+def engine_of(model):
+    return LocalEngine(model, ToyObjective.targets, CPU)
+
+
 def run(size, model=None, rows=None, **keywords):
     batches = evaluation_batches(rows or ToyRows(10), batch=size, limit=10, workers=0, device=CPU)
-    return evaluate(model or toy(), ToyObjective(), batches, device=CPU, **keywords)
+    return evaluate(engine_of(model or toy()), ToyObjective(), batches, **keywords)
 
 
 def test_means_do_not_depend_on_the_cut():
@@ -65,4 +70,4 @@ def test_gives_up_when_asked():
 
 
 def test_nothing_to_evaluate():
-    assert evaluate(toy(), ToyObjective(), [], device=CPU) is None
+    assert evaluate(engine_of(toy()), ToyObjective(), []) is None

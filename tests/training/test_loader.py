@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from megabert.training.batch_sizes import BatchSizes
 from megabert.training.loader import Batches, collate, evaluation_batches
 
 from .toy import ToyRows
@@ -25,12 +26,16 @@ class Numbered:
 
 
 def batches(rows=None, **changes):
-    values = {"micro_batch": 2, "global_batch": 6, "start": 0, "stop": 30, "workers": 0, "device": CPU}
+    values = {"micro_batch": 2, "sizes": BatchSizes(6, 1, 0, 6), "start": 0, "stop": 30, "workers": 0, "device": CPU}
     return Batches(rows or Numbered(), **{**values, **changes})
 
 
 def indices(reader):
     return [[batch["index"].tolist() for batch in update] for update in reader]
+
+
+def flat(reader):
+    return [[row for batch in update for row in batch] for update in indices(reader)]
 
 
 def test_an_update_is_the_next_rows_cut_into_micro_batches():
@@ -46,6 +51,14 @@ def test_order_does_not_depend_on_workers_and_starts_anywhere():
     assert os.getpid() not in {int(process) for update in shared for batch in update for process in batch["process"]}
     assert indices(batches(start=12)) == alone[2:]
     assert not multiprocessing.active_children()
+
+
+def test_updates_grow_while_the_batch_is_ramped_up():
+    growing = BatchSizes(first=2, increment=2, ramp=8, last=6)
+    seen = flat(batches(stop=20, sizes=growing))
+    # per step of the ramp 4 rows: 2 rows at 0 and 2, 4 rows at 4, then (8 rows, not more than 8, were read) 6
+    assert seen == [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12, 13], [14, 15, 16, 17, 18, 19]]
+    assert seen[3:] == flat(batches(start=8, stop=20, sizes=growing))
 
 
 def test_training_asks_for_rows_beyond_one_pass():
@@ -92,11 +105,48 @@ def test_waiting_is_measured():
 
 def test_evaluation_reads_each_row_once():
     seen = [
-        batch["index"].tolist() for batch in evaluation_batches(Numbered(), batch=4, limit=10, workers=0, device=CPU)
+        batch["index"].tolist() for batch, _ in evaluation_batches(Numbered(), batch=4, limit=10, workers=0, device=CPU)
     ]
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     few = list(evaluation_batches(ToyRows(3), batch=2, limit=1000, workers=0, device=CPU))
-    assert [batch["input_ids"].shape[0] for batch in few] == [2, 1]
+    assert [batch["input_ids"].shape[0] for batch, _ in few] == [2, 1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_readers_share_an_evaluation_without_loss_or_double(ranks):
+    batches = [
+        list(evaluation_batches(Numbered(), batch=4, limit=18, workers=0, device=CPU, share=(rank, ranks)))
+        for rank in range(ranks)
+    ]
+    assert len({len(one) for one in batches}) == 1
+    counted = [row for one in batches for batch, counts in one if counts for row in batch["index"].tolist()]
+    assert sorted(counted) == list(range(18))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_readers_share_an_update(ranks):
+    options = {
+        "micro_batch": 2,
+        "sizes": BatchSizes(12, 1, 0, 12),
+        "start": 24,
+        "stop": 48,
+        "workers": 0,
+        "device": CPU,
+    }
+    updates = [list(Batches(Numbered(), share=(rank, ranks), **options)) for rank in range(ranks)]
+    for number in range(2):
+        # Micro-batch j of reader d begins at row (j * D + d) * m of the update.
+        first = [batch["index"][0].item() for update in updates for batch in update[number]]
+        rounds = 12 // 2 // ranks
+        assert first == [24 + 12 * number + (j * ranks + d) * 2 for d in range(ranks) for j in range(rounds)]
+
+
+def test_an_update_that_readers_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"12 rows is not a multiple of 8, which is --batch-size 2 for each of 4"):
+        Batches(
+            Numbered(), micro_batch=2, sizes=BatchSizes(12, 1, 0, 12), start=0, stop=12, workers=0, device=CPU,
+            share=(0, 4),
+        )  # fmt: skip
 
 
 def test_collate_adds_the_batch_dimension():

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from megabert.training import resume
+from megabert.training import resume, stored
 from megabert.training import snapshot as snapshots
 from megabert.training.optim import make_optimizer
 from megabert.training.precision import Weights
@@ -101,7 +101,7 @@ def test_another_version_is_refused(tmp_path):
     path = Checkpoints(tmp_path).save(7, snapshot())
     state = json.loads((path / "state.json").read_text()) | {"version": 2}
     (path / "state.json").write_text(json.dumps(state))
-    sums = {name: resume._digest(path / name) for name in resume._FILES}
+    sums = {name: stored.digest(path / name) for name in stored._FILES}
     (path / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(ValueError, match="version 2"):
         read(path)

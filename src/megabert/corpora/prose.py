@@ -17,9 +17,9 @@ _DIRECTIVE = re.compile(r"\.\. *(?:(?P<name>[\w:-]+)::)?(?P<rest>.*)$")
 _UNDERLINE = re.compile(r"([=\-~^\"'`*+#])\1{2,}$")
 _BULLET = re.compile(r"(?:[-*+•]|\(?[0-9a-z][.)])\s+(?=\S)")
 _FIELD = re.compile(r":(?P<name>[a-z]+)[^:]*:\s*(?P<rest>.*)$")
-_NUMPY_ENTRY = re.compile(r"[\w*., ]+ : \S.*$")
+# numpy's `name, other : type` and Google's `name (type): text`.
 _ENTRY = re.compile(
-    r"[*`]{0,2}[A-Za-z_][\w.]*`{0,2}(?:\s*[,/]\s*[*`]{0,2}\w+`{0,2})*\s*(?:\(.*\))?\s*:(?:\s+(?P<rest>.*))?$"
+    r"[\w*., ]+ : \S.*$|[*`]{0,2}[A-Za-z_][\w.]*`{0,2}(?:\s*[,/]\s*[*`]{0,2}\w+`{0,2})*\s*(?:\(.*\))?\s*:(?:\s+.*)?$"
 )
 # (a text that must be there for the pattern to be tried, pattern, replacement)
 _INLINE = (
@@ -84,11 +84,11 @@ def is_prose(paragraph: str) -> bool:
     ):
         return False
     words = _WORD.findall(paragraph)
-    if len(words) < 5 or len(_SYMBOLS.findall(paragraph)) > 0.04 * len(paragraph):
+    if len(words) < 5 or len(_SYMBOLS.findall(paragraph)) > 0.1 * len(paragraph):
         return False
     letters = sum(map(len, words))
     glue = sum(word.lower() in _FUNCTION_WORDS for word in words)
-    return letters > 0.7 * len(paragraph) and glue >= 0.2 * len(words)
+    return letters > 0.6 * len(paragraph) and glue >= 0.1 * len(words)
 
 
 def sentences(paragraph: str) -> list[str]:
@@ -97,7 +97,7 @@ def sentences(paragraph: str) -> list[str]:
 
 
 def _blocks(lines: list[str]) -> Iterator[str]:
-    """Runs of lines that belong together, joined, without code, tables, headings and the names of parameters."""
+    """Runs of lines that belong together, joined, without code, tables and headings."""
     current: list[str] = []
     first_indent = 0  # of the current run
     hidden_above = -1  # lines indented deeper than this belong to a literal block; -1: there is none
@@ -136,7 +136,7 @@ def _blocks(lines: list[str]) -> Iterator[str]:
                 hidden_above, content = indent, ""
         else:
             starts, content = _start_of_block(content)
-            if starts or (current and (indent < first_indent or (indent > first_indent and current[-1][-1:] in ".:"))):
+            if starts or (current and _ends(current, indent - first_indent)):
                 yield " ".join(current)
                 current = []
             if content.endswith("::"):
@@ -149,19 +149,23 @@ def _blocks(lines: list[str]) -> Iterator[str]:
     yield " ".join(current)
 
 
+def _ends(current: list[str], indent: int) -> bool:
+    """Whether a run is over before a line that is indented by so much more than its first one."""
+    if indent <= 0:
+        return indent < 0
+    is_entry = len(current) == 1 and _ENTRY.match(current[0])  # its text stands below it
+    return current[-1][-1:] in ".:" and not is_entry
+
+
 def _start_of_block(content: str) -> tuple[bool, str]:
-    """(whether a line opens a run of its own, the line without bullet, field name or parameter name)."""
+    """(whether a line opens a run of its own, the line without bullet or field name).
+
+    The entry of a parameter opens one and keeps its name: the text behind it often makes no sentence without.
+    """
     bullet = _BULLET.match(content)
     if bullet:
-        starts, content = True, content[bullet.end() :]
-    else:
-        starts = False
+        content = content[bullet.end() :]
     field = _FIELD.match(content)
     if field:
         return True, "" if field["name"].endswith("type") else field["rest"]
-    if _NUMPY_ENTRY.match(content):
-        return True, ""
-    entry = _ENTRY.match(content)
-    if entry:
-        return True, entry["rest"] or ""
-    return starts, content
+    return bool(bullet or _ENTRY.match(content)), content

@@ -18,29 +18,36 @@ from megabert.parallel.styles import Plan
 
 @dataclass(frozen=True)
 class Applied:
-    """A model as this process holds it.
+    """A model as this process holds it: one object, or some of its stages.
 
     Attributes:
-        model: the same object that was given, changed in place.
-        places: where each of its parameters lies in the whole, by name.
+        models: the same objects that were given, changed in place.
+        places: where each of their parameters lies in the whole, by name.
         summands: names of parameters whose gradient each tensor rank has a summand of.
         gives_back: sharded weights are gathered anew for each use.
     """
 
-    model: nn.Module
+    models: list[nn.Module]
     places: dict[str, Placed]
     summands: set[str]
     gives_back: bool
 
-    def arm(self, last: bool) -> None:
-        """Before a micro-batch: sharded gradients are exchanged in the last one's backward pass only.
+    def add(self, other: Applied) -> None:
+        """One more stage."""
+        self.models.extend(other.models)
+        self.places.update(other.places)
+        self.summands.update(other.summands)
+
+    def arm(self, model: nn.Module, last: bool) -> None:
+        """Before a model's next backward pass: sharded gradients are exchanged in the last one of a step only.
 
         Until then the gathered weights stay, unless each layer's are given back after every use. After it they go, for
         the update changes them.
         """
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
-            self.model.set_reshard_after_backward(last or self.gives_back)
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+            model.set_is_last_backward(last)
+            model.set_reshard_after_backward(last or self.gives_back)
 
 
 def apply(
@@ -80,7 +87,7 @@ def apply(
             summands = styles.sequence_parameters(model, plan, layers)
     if _is_sharded(layout):
         _shard(model, plan, layout, mesh, half)
-    return Applied(model, places, summands, layout.sharding == "full")
+    return Applied([model], places, summands, layout.sharding == "full")
 
 
 def _is_sharded(layout: Layout) -> bool:

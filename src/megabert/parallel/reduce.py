@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from megabert.parallel.mesh import Layout
 from megabert.parallel.placement import Placed
+from megabert.parallel.tied import Tie
 
 BUCKET_BYTES = 25 * 2**20
 
@@ -148,7 +149,7 @@ class MeshExchange:
         weights: this process's.
         places: where each of them lies, by name.
         summands: names of weights whose gradient each tensor rank has only a summand of (sequence parallelism).
-        uncounted: names of weights that another process counts: the second copy of a tied one.
+        tie: of this process's copies of weights with those on another stage of the pipeline.
         overlap: add gradients up while the last backward pass runs.
     """
 
@@ -160,7 +161,7 @@ class MeshExchange:
         *,
         places: Mapping[str, Placed],
         summands: Collection[str] = (),
-        uncounted: Collection[str] = (),
+        tie: Tie | None = None,
         overlap: bool = True,
     ):
         self.weights = weights
@@ -172,7 +173,7 @@ class MeshExchange:
         self.names = {id(master): name for name, master in weights.masters.items()}
         self.places = places
         self.summands = sorted(summands)
-        self.uncounted = frozenset(uncounted)
+        self.tie = tie
         self.device = next(iter(weights.masters.values())).device
         replicated = layout.data > 1 and layout.sharding == "none"
         self.buckets = Buckets(weights.pairs(), self.data_group) if replicated else None
@@ -209,6 +210,8 @@ class MeshExchange:
             torch._foreach_copy_(
                 gradients, [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
             )
+        if self.tie is not None:
+            self.tie.add_gradients(self.weights.masters)
 
     def numbers(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
         """Mean losses of the whole batch and the global L2 norm of its gradient, equal on every process.
@@ -237,7 +240,7 @@ class MeshExchange:
         return (
             (place.cut is not None or self.tensor_rank == 0)
             and (place.sharded or self.data_rank == 0)
-            and name not in self.uncounted
+            and (self.tie is None or name not in self.tie.copies)
         )
 
     def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch.distributed import ProcessGroup
 
 from megabert.parallel import regions, streams, vocabulary
 from megabert.parallel.placement import Placed
+
+if TYPE_CHECKING:
+    from megabert.parallel.pipeline import Cut
 
 ENTERING = ("hidden_states", "encoder_hidden_states", "input", "input_tensor")
 """Names of arguments that `enter` converts."""
@@ -31,6 +34,7 @@ class Plan(Protocol):
     TENSOR: Mapping[str, str]
     DROPOUT: Mapping[str, str]
     SEQUENCE: str
+    STAGES: Cut
 
 
 def word_for(name: str, table: Mapping[str, str]) -> str | None:

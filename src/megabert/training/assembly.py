@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -13,10 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from megabert.parallel import streams, weights
 from megabert.parallel.apply import Applied, apply
 from megabert.parallel.mesh import Layout
+from megabert.parallel.pipeline import PipelineEngine, Place, places_of
 from megabert.parallel.reduce import MeshExchange
 from megabert.parallel.styles import Plan
+from megabert.parallel.tied import Tie
 from megabert.parallel.weights import Initialise
-from megabert.training.engine import LocalEngine
+from megabert.training.engine import Engine, LocalEngine
 from megabert.training.objective import Objective
 from megabert.training.optim import make_optimizer
 from megabert.training.options import TrainingOptions
@@ -64,6 +69,7 @@ def make_parallel_step(
     device: torch.device,
     initialise: Initialise | None,
     names: dict[str, str] | None = None,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> tuple[TrainingStep, Applied]:
     """`training.step.make_step` for a model that many processes share.
 
@@ -71,6 +77,7 @@ def make_parallel_step(
         model: on the meta device; or with its whole weights, which are kept, and no `initialise`.
         initialise: draws a module's own weights; see `parallel.weights.fill`.
         names: module name -> its name in the whole model, where they differ.
+        prepare: called with the model as it is here, or with each of its stages: sets recomputation, for example.
 
     Raises:
         ValueError: options that exclude each other, or a matrix that does not divide.
@@ -79,35 +86,77 @@ def make_parallel_step(
     check_precision(options, layout)
     if initialise is None:
         model.to(device)
-    applied = apply(model, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options))
-    if initialise is not None:
-        weights.fill(
-            model, initialise, seed=options.seed, device=device, places=applied.places, layout=layout,
-            rank=dist.get_rank(), names=names,
-        )  # fmt: skip
-    model.train()
-    trained = Weights(model, options)
+    parts, tie = _parts(model, parallel)
+    applied = Applied([], {}, set(), layout.sharding == "full")
+    for _, part in parts:
+        applied.add(apply(part, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options)))
+        if initialise is not None:
+            weights.fill(
+                part, initialise, seed=options.seed, device=device, places=applied.places, layout=layout,
+                rank=dist.get_rank(), names=names,
+            )  # fmt: skip
+        if prepare is not None:
+            prepare(part)
+        part.train()
+    trained = Weights(applied.models, options)
+    if tie is not None:
+        tie.start_equal(trained.masters)
+        trained.publish()
     exchange = MeshExchange(
-        trained, mesh, layout, places=applied.places, summands=applied.summands, overlap=parallel.overlap
+        trained, mesh, layout, places=applied.places, summands=applied.summands, tie=tie, overlap=parallel.overlap
     )
     if options.compile:
-        compile_blocks(model, parallel.plan)
-
-    def arm(last: bool) -> None:
-        applied.arm(last)
-        exchange.arm(last)
-
+        for part in applied.models:
+            compile_blocks(part, parallel.plan)
     step = TrainingStep(
         trained,
         objective,
         make_optimizer(trained, options, lengths=exchange.lengths),
         make_scaler(options),
-        engine=LocalEngine(model, objective.targets, device, arm=arm),
+        engine=_engine(parts, objective, parallel, exchange, applied, device),
         exchange=exchange,
         clip_grad=options.clip_grad,
         device=device,
     )
     return step, applied
+
+
+def _parts(model: nn.Module, parallel: Parallel) -> tuple[list[tuple[Place, nn.Module]], Tie | None]:
+    """The model, or this process's stages of it, each made of a copy; and what ties stages."""
+    layout, cut = parallel.layout, parallel.plan.STAGES
+    group = parallel.mesh.get_group("pipeline")
+    places = places_of(parallel.layers, layout.pipeline, group.rank(), layout.virtual)
+    if layout.pipeline == 1:
+        return [(places[0], model)], None
+    tie = Tie(cut.tied(model), group)
+    parts = []
+    for place in places:
+        part = copy.deepcopy(model)
+        cut.keep(part, place.layers, first=place.first, last=place.last)
+        parts.append((place, part))
+    return parts, tie
+
+
+def _engine(
+    parts: list[tuple[Place, nn.Module]],
+    objective: Objective,
+    parallel: Parallel,
+    exchange: MeshExchange,
+    applied: Applied,
+    device: torch.device,
+) -> Engine:
+    def arm(model: nn.Module, last: bool) -> None:
+        applied.arm(model, last)
+        exchange.arm(last)
+
+    places, models = [place for place, _ in parts], [model for _, model in parts]
+    if parallel.layout.pipeline == 1:
+        return LocalEngine(models[0], objective.targets, device, arm=partial(arm, models[0]))
+    shared = parallel.layout.sequence_parallel and parallel.layers > 1
+    return PipelineEngine(
+        places, models, parallel.plan.STAGES, objective.targets, objective.counts, parallel.mesh.get_group("pipeline"),
+        device, sequence_shards=parallel.layout.tensor if shared else 1, arm=arm,
+    )  # fmt: skip
 
 
 def compile_blocks(model: nn.Module, plan: Plan) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from megabert.training.objective import Batch, Objective, inputs_of
+from megabert.training.engine import Engine
+from megabert.training.objective import Batch, Objective
+from megabert.training.team import OneProcess, Team
 
 
 @dataclass(frozen=True)
@@ -46,46 +48,66 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    engine: Engine,
     objective: Objective,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Batch, bool]],
     *,
-    device: torch.device,
     stop: Callable[[], bool] | None = None,
+    team: Team | None = None,
 ) -> Evaluation | None:
     """Run the model over the batches in evaluation mode; its mode is put back after.
 
     Args:
+        batches: of this process, each with whether it counts (`evaluation_batches`).
         stop: asked before each batch; when it says True the evaluation is given up.
+        team: the processes that have the other batches.
 
     Returns:
-        The means; None when given up, or when there was no batch. A term without predictions is left out.
+        The means over the batches of all processes; None when given up, or when there was no batch. A term without
+        predictions is left out.
     """
-    sums: dict[str, Tensor] = {}
-    hits: dict[str, Tensor] = {}
+    team = team or OneProcess()
+    found: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    was_training = model.training
-    model.eval()
+    modes = [module.training for module in engine.modules]
+    for module in engine.modules:
+        module.eval()
     try:
-        with torch.no_grad():
-            for batch in batches:
-                if stop is not None and stop():
-                    return None
-                for name, count in objective.counts(batch).items():
-                    counts[name] = counts.get(name, 0) + int(count)
-                here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-                outputs = model(**inputs_of(objective, here))
-                _add(sums, objective.sums(outputs, here))
-                _add(hits, objective.hits(outputs, here))
+        for batch, counted in batches:
+            if stop is not None and stop():
+                return None
+            here = objective.counts(batch)
+            for name, count in here.items():
+                counts[name] = counts.get(name, 0) + int(count) * (counted and team.counts)
+            read = engine.evaluate(batch, lambda outputs, moved: _read(objective, outputs, moved))
+            if counted and team.sums:
+                _add(found, read)
     finally:
-        model.train(was_training)
-    seen = {name: count for name, count in counts.items() if count > 0}
+        for module, training in zip(engine.modules, modes, strict=True):
+            module.train(training)
+    return _means(counts, found, team)
+
+
+def _read(objective: Objective, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+    sums = {f"sum {name}": value for name, value in objective.sums(outputs, batch).items()}
+    return sums | {f"hits {name}": value for name, value in objective.hits(outputs, batch).items()}
+
+
+def _means(counts: dict[str, int], found: dict[str, Tensor], team: Team) -> Evaluation | None:
+    """Divide the sums of all processes."""
+    numbers = [
+        number
+        for name, count in counts.items()
+        for number in (count, float(found.get(f"sum {name}", 0.0)), float(found.get(f"hits {name}", 0.0)))
+    ]
+    added = team.add(numbers)
+    seen = {name: added[3 * index : 3 * index + 3] for index, name in enumerate(counts) if added[3 * index] > 0}
     if not seen:
         return None
     return Evaluation(
-        {name: float(sums[name]) / count for name, count in seen.items()},
-        {name: float(hits[name]) / count for name, count in seen.items()},
-        seen,
+        {name: total / count for name, (count, total, _) in seen.items()},
+        {name: hits / count for name, (count, _, hits) in seen.items()},
+        {name: int(count) for name, (count, _, _) in seen.items()},
     )
 
 

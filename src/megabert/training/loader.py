@@ -1,6 +1,7 @@
 """Batches in a fixed, resumable order.
 
-Update `k` of a run reads the rows `[k * B, (k + 1) * B)`, cut into micro-batches. Which process prepares a row, and
+An update reads the rows behind those of the one before, cut into micro-batches; how many these are may depend on where
+it begins (`batch_sizes`). Which process prepares a row, and
 when, changes nothing, since a row is a pure function of its index.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from megabert.training.batch_sizes import BatchSizes
 from megabert.training.objective import Batch
 
 
@@ -54,6 +56,9 @@ Arrays = dict[str, np.ndarray]
 
 
 Stack = Callable[[Sequence[Arrays]], Arrays]
+
+Share = tuple[int, int]
+"""Which reader this is, and how many there are: each takes every so-many-th micro-batch."""
 
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:
@@ -97,16 +102,27 @@ def _quiet_worker(_: int) -> None:
 
 
 class _Cuts:
-    """Row numbers `[start, stop)` in pieces, made as they are asked for: a run may have a thousand million rows."""
+    """Row numbers `[start, stop)` in pieces, made as they are asked for: a run may have a thousand million rows.
 
-    def __init__(self, start: int, stop: int, size: int):
+    Of `ranks` readers number `rank` takes every `ranks`-th piece. All take equally many: who has none left in the last
+    round takes the first piece again, and must not count it.
+    """
+
+    def __init__(self, start: int, stop: int, size: int, share: Share = (0, 1)):
         self.start, self.stop, self.size = start, stop, size
+        self.rank, self.ranks = share
 
-    def __len__(self) -> int:
+    @property
+    def pieces(self) -> int:
         return math.ceil((self.stop - self.start) / self.size)
 
+    def __len__(self) -> int:
+        return math.ceil(self.pieces / self.ranks)
+
     def __iter__(self) -> Iterator[range]:
-        return (range(first, min(first + self.size, self.stop)) for first in range(self.start, self.stop, self.size))
+        for number in range(self.rank, len(self) * self.ranks, self.ranks):
+            first = self.start + (number if number < self.pieces else 0) * self.size
+            yield range(first, min(first + self.size, self.stop))
 
 
 class Batches:
@@ -115,13 +131,19 @@ class Batches:
     Args:
         rows: where the rows come from.
         micro_batch: rows in a micro-batch.
-        global_batch: rows in an update, a multiple of `micro_batch`.
+        sizes: rows in each update, all of them multiples of `micro_batch` times the number of readers.
         start, stop: rows `[start, stop)` are read; whole updates only.
         workers: processes that prepare rows ahead; 0 prepares them here.
         device: batches for a GPU are put into pinned memory.
         stack: how rows become a batch; it may leave out what is padding in all of them.
+        share: of the rows, when several processes read different ones: reader `d` of `D` has as its micro-batch `j` of
+            the update that begins at row `k` the rows `k + (j * D + d) * micro_batch` and on.
+
+    Raises:
+        ValueError: an update cannot be cut into equally many micro-batches for all readers.
 
     Attributes:
+        place: the first row of the next update.
         waited: seconds that the reader waited for rows so far.
     """
 
@@ -130,18 +152,21 @@ class Batches:
         rows: Rows,
         *,
         micro_batch: int,
-        global_batch: int,
+        sizes: BatchSizes,
         start: int,
         stop: int,
         workers: int,
         device: torch.device,
         stack: Stack = stacked,
+        share: Share = (0, 1),
     ):
-        assert global_batch % micro_batch == 0 and (stop - start) % global_batch == 0
-        self.per_update = global_batch // micro_batch
+        check_share(sizes, micro_batch, share[1])
+        self.in_round = micro_batch * share[1]
+        self.sizes = sizes
+        self.place = start
         self.device = device
         self.waited = 0.0
-        self._batches = iter(_make_loader(rows, _Cuts(start, stop, micro_batch), workers, stack))
+        self._batches = iter(_make_loader(rows, _Cuts(start, stop, micro_batch, share), workers, stack))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
@@ -153,9 +178,12 @@ class Batches:
             ValueError, OSError: as raised by the rows.
         """
         begin = time.perf_counter()
+        size = self.sizes.at(self.place)
+        assert size % self.in_round == 0
         batches: list[Batch] = []
-        for _ in range(self.per_update):
+        for _ in range(size // self.in_round):
             batches.append(_to_batch(self._next(), self.device))
+        self.place += size
         self.waited += time.perf_counter() - begin
         return batches
 
@@ -190,14 +218,42 @@ def _make_loader(rows: Rows, cuts: _Cuts, workers: int, stack: Stack) -> DataLoa
     )
 
 
+def check_share(sizes: BatchSizes, micro_batch: int, readers: int) -> None:
+    """Refuse updates that cannot be cut into equally many micro-batches for all readers.
+
+    Raises:
+        ValueError: --global-batch-size, or a step of --rampup-batch-size.
+    """
+    each = micro_batch * readers
+    for size in range(sizes.first, sizes.last + 1, sizes.increment):
+        if size % each:
+            raise ValueError(
+                f"--global-batch-size: an update of {size} rows is not a multiple of {each}, which is --batch-size "
+                f"{micro_batch} for each of {readers} data-parallel processes; the next one is "
+                f"{-(-size // each) * each}"
+            )
+
+
 def evaluation_batches(
-    rows: Rows, *, batch: int, limit: int, workers: int, device: torch.device, stack: Stack = stacked
-) -> Iterator[Batch]:
+    rows: Rows,
+    *,
+    batch: int,
+    limit: int,
+    workers: int,
+    device: torch.device,
+    stack: Stack = stacked,
+    share: Share = (0, 1),
+) -> Iterator[tuple[Batch, bool]]:
     """The first `limit` rows (or all, when there are fewer) in batches; the last one may be smaller.
+
+    Each reader of `share` has equally many batches, since sharded models run on all of them or on none.
+
+    Returns:
+        Batches, each with whether it is to be counted: a reader that has no more of its own gets one that is another's.
 
     Raises:
         ValueError, OSError: as raised by the rows.
     """
-    stop = min(limit, len(rows))
-    for item in _make_loader(rows, _Cuts(0, stop, batch), workers, stack):
-        yield _to_batch(item, device)
+    cuts = _Cuts(0, min(limit, len(rows)), batch, share)
+    for round_number, item in enumerate(_make_loader(rows, cuts, workers, stack)):
+        yield _to_batch(item, device), round_number * cuts.ranks + cuts.rank < cuts.pieces

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -34,8 +33,3 @@ class Objective(Protocol):
     def hits(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """For each term, the number of right answers (scalar)."""
         ...
-
-
-def inputs_of(objective: Objective, batch: Mapping[str, torch.Tensor]) -> Batch:
-    """The batch less its labels: the model's keyword arguments."""
-    return {key: value for key, value in batch.items() if key not in objective.targets}

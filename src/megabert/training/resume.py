@@ -2,41 +2,31 @@
 
 ```
 checkpoints/
-  step-00001000/
-    model.safetensors      weights by name; float32 masters where the run keeps them
-    optimizer.safetensors  `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`, ...
-    random.safetensors     states of torch's generators: `cpu`, `cuda`
-    state.json             counters, schedule, loss scale, metrics window, and what the run was made of
-    checksums.json         size and SHA-256 of each file above
-  latest                   the name of the newest whole checkpoint
-  best                     the name of the one with the lowest validation loss
+  step-00001000/         see `stored.py`
+  latest                 the name of the newest whole checkpoint
+  best                   the name of the one with the lowest validation loss
 ```
-
-Nothing here is a pickle: reading a checkpoint runs no code.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import safetensors
-import safetensors.torch
+from torch import Tensor
 
 from megabert import runtime
+from megabert.training import stored
 from megabert.training.snapshot import Snapshot
+from megabert.training.stored import read
 
 _STEP = re.compile(r"step-(\d{8,})")
-_FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
-_LARGEST_JSON = 64 * 2**20
 
 
 def folder_name(step: int) -> str:
@@ -102,21 +92,22 @@ class Checkpoints:
         """
         final = self.folder / folder_name(step)
         temporary = self.folder / f".{final.name}.{os.getpid()}"
-        try:
+        with self.tidy(final, temporary):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(temporary, snapshot)
-            if final.exists():
-                replaced = self.folder / f".{final.name}.{os.getpid()}.replaced"
-                final.rename(replaced)
-                temporary.rename(final)
-                shutil.rmtree(replaced)
-            else:
-                temporary.rename(final)
-            runtime.sync_folder(self.folder)
-            # `best` first: killed in between, the run goes on from before and comes to this checkpoint again.
-            if best:
-                self.point("best", step)
-            self.point("latest", step)
+            stored.write(temporary, snapshot)
+            self.publish(temporary, step, best=best)
+        self.remove_old()
+        return final
+
+    @contextmanager
+    def tidy(self, final: Path, temporary: Path) -> Iterator[None]:
+        """Whatever happens in the block, nothing half-written stays; a user learns what that means.
+
+        Raises:
+            OSError: the block could not write.
+        """
+        try:
+            yield
         except (OSError, safetensors.SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             reason = reason.removeprefix("Error while serializing: I/O error: ")
@@ -126,8 +117,30 @@ class Checkpoints:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._remove_old()
-        return final
+
+    def publish(self, temporary: Path, step: int, *, best: bool) -> None:
+        """Let a whole checkpoint appear under its name, and `latest` (and `best`) point to it."""
+        final = self.folder / folder_name(step)
+        if final.exists():
+            replaced = self.folder / f".{final.name}.{os.getpid()}.replaced"
+            final.rename(replaced)
+            temporary.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(final)
+        runtime.sync_folder(self.folder)
+        # `best` first: killed in between, the run goes on from before and comes to this checkpoint again.
+        if best:
+            self.point("best", step)
+        self.point("latest", step)
+
+    def read(self, path: Path, weights: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> Snapshot:
+        """A checkpoint of this run or of another, verified, for a model with these weights.
+
+        Raises:
+            ValueError: it is not whole, damaged, or of a version that is not known here.
+        """
+        return read(path)
 
     def point(self, name: str, step: int) -> None:
         """Let `latest` or `best` name the checkpoint of `step`."""
@@ -149,7 +162,8 @@ class Checkpoints:
         found = (_STEP.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
         return sorted(int(match[1]) for match in found if match)
 
-    def _remove_old(self) -> None:
+    def remove_old(self) -> None:
+        """Remove all but the newest, and those that are pointed to."""
         if not self.keep_last:
             return
         pointed = {_name_in(self.folder / pointer) for pointer in ("latest", "best")}
@@ -217,79 +231,3 @@ def beginning(checkpoints: Checkpoints, load: Path | None) -> tuple[Path | None,
         # --load and --save name one folder, which is still empty: Megatron's way to say "from there if you can".
         return None, True
     return find(load), inside
-
-
-def _write(folder: Path, snapshot: Snapshot) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    tensors = {"model": snapshot.weights, "optimizer": snapshot.optimizer, "random": snapshot.random}
-    for name, part in tensors.items():
-        plain = {key: tensor.detach().contiguous() for key, tensor in part.items()}
-        safetensors.torch.save_file(plain, folder / f"{name}.safetensors", metadata={"format": "pt"})
-    state = {"version": 1, "identity": snapshot.identity, "state": snapshot.state}
-    (folder / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    sums = {name: _digest(folder / name, sync=True) for name in _FILES}
-    with runtime.atomic_write(folder / "checksums.json") as file:
-        json.dump(sums, file, indent=1)
-
-
-def _digest(path: Path, *, sync: bool = False) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if sync:
-            os.fsync(file.fileno())
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"{path} is damaged: {path.stat().st_size:,} bytes are too many for this file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} is not a whole checkpoint: {path.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: a JSON object is needed")
-    return value
-
-
-def verify(folder: Path) -> None:
-    """Compare each file of a checkpoint with its size and SHA-256.
-
-    Raises:
-        ValueError: a file is missing, cut off or changed; it is named.
-    """
-    sums = _read_json(folder / "checksums.json")
-    if set(sums) != set(_FILES):
-        raise ValueError(f"{folder / 'checksums.json'} is damaged: it must name {', '.join(_FILES)} and nothing else")
-    for name in _FILES:
-        path, expected = folder / name, sums[name]
-        if not path.is_file():
-            raise ValueError(f"{folder} is not a whole checkpoint: {name} is missing")
-        if not isinstance(expected, dict) or path.stat().st_size != expected.get("bytes"):
-            raise ValueError(f"{path} is damaged: its size is not the one in checksums.json; load another checkpoint")
-        if _digest(path) != expected:
-            raise ValueError(
-                f"{path} is damaged: its SHA-256 is not the one in checksums.json; load another checkpoint"
-            )
-
-
-def read(folder: Path) -> Snapshot:
-    """Read a checkpoint, verified.
-
-    Raises:
-        ValueError: it is not whole, damaged, or of a version that is not known here.
-    """
-    verify(folder)
-    content = _read_json(folder / "state.json")
-    if content.get("version") != 1:
-        raise ValueError(f"{folder}: version {content.get('version')!r} of the checkpoint is not known; 1 is")
-    parts = []
-    for name in ("model", "optimizer", "random"):
-        try:
-            parts.append(safetensors.torch.load_file(folder / f"{name}.safetensors"))
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{folder / name}.safetensors is damaged: {error}") from None
-    return Snapshot(*parts, state=content["state"], identity=content["identity"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,22 @@ def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None
         torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def derived_random(states: Mapping[str, Tensor], stream: int) -> dict[str, Tensor]:
+    """Generator states for a run that goes on in another layout than the one which stored these.
+
+    A function of what was stored and of `stream`, which tells apart processes that must draw differently; nothing where
+    nothing was stored.
+    """
+    if not states:
+        return {}
+    content = b"".join(states[name].numpy().tobytes() for name in sorted(states))
+    seed = int.from_bytes(hashlib.sha256(content + stream.to_bytes(8, "little")).digest()[:8], "little") >> 1
+    found = {"cpu": torch.Generator().manual_seed(seed).get_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.Generator("cuda").manual_seed(seed).get_state()
+    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ class StepReport:
         loss_scale: the scale that the step ran under.
         skipped: the weights were left as they were, because a loss or gradient was not finite.
         fault: why, when that cannot be the loss scale's doing: one clause for the user; empty otherwise.
+        zeros: how many numbers of the gradient are 0; None when they were not counted.
     """
 
     losses: dict[str, float]
@@ -38,6 +39,7 @@ class StepReport:
     loss_scale: float
     skipped: bool
     fault: str
+    zeros: int | None = None
 
 
 class TrainingStep:
@@ -47,6 +49,7 @@ class TrainingStep:
         engine: runs the micro-batches.
         exchange: brings the processes' gradients and numbers together.
         clip_grad: largest global L2 norm of the gradient; 0 for no limit.
+        count_zeros: count the zeros of the gradient, for the report.
         device: where the model lies.
     """
 
@@ -60,6 +63,7 @@ class TrainingStep:
         engine: Engine,
         exchange: Exchange,
         clip_grad: float,
+        count_zeros: bool = False,
         device: torch.device,
     ):
         self.weights = weights
@@ -69,21 +73,32 @@ class TrainingStep:
         self.clip_grad = clip_grad
         self.engine = engine
         self.exchange = exchange
+        self.count_zeros = count_zeros
         self.device = device
 
-    def __call__(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepReport:
-        """Make one update from a batch that is cut into micro-batches. The model is in training mode."""
+    def __call__(
+        self, micro_batches: Sequence[Batch], learning_rate: float, weight_decay: float | None = None
+    ) -> StepReport:
+        """Make one update from a batch that is cut into micro-batches. The model is in training mode.
+
+        Without `weight_decay` it stays what it was.
+        """
         losses, norm = self.exchange.numbers(self.accumulate(micro_batches))
         gradients = self.weights.gradients()
         scale = self.scaler.scale
         finite_loss = all(math.isfinite(value) for value in losses.values())
         skipped = not (finite_loss and math.isfinite(norm))
         fault = "" if not skipped else self._fault(losses, finite_loss)
+        zeros = sum(int((gradient == 0).sum()) for gradient in gradients) if self.count_zeros else None
         if not skipped:
-            self._update(gradients, norm / scale, learning_rate)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+                if group["decayed"] and weight_decay is not None:
+                    group["weight_decay"] = weight_decay
+            self._update(gradients, norm / scale)
         self.exchange.clear()
         self.scaler.update(overflow=skipped)
-        return StepReport(losses, norm / scale, scale, skipped, fault)
+        return StepReport(losses, norm / scale, scale, skipped, fault, zeros)
 
     def accumulate(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Leave the (scaled) gradient of the whole batch in the masters.
@@ -114,13 +129,11 @@ class TrainingStep:
         return "" if self.scaler.catches_overflow else "the gradient is not finite"
 
     @torch.no_grad()
-    def _update(self, gradients: list[Tensor], norm: float, learning_rate: float) -> None:
+    def _update(self, gradients: list[Tensor], norm: float) -> None:
         """Unscale, clip, step on the masters, round into the model."""
         coefficient = 1.0 / self.scaler.scale
         if self.clip_grad > 0:
             coefficient *= min(1.0, self.clip_grad / (norm + 1e-6))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults["fused"]
         if coefficient != 1.0 and not fused:
             torch._foreach_mul_(gradients, coefficient)
@@ -154,5 +167,6 @@ def make_step(
         engine=engine,
         exchange=Alone(weights),
         clip_grad=options.clip_grad,
+        count_zeros=options.log_num_zeros_in_grad,
         device=place,
     )

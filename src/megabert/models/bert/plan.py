@@ -5,6 +5,8 @@ Keys are patterns for `re.fullmatch` on names; the first that fits counts. `para
 
 from __future__ import annotations
 
+from megabert.models.bert import stages
+
 LAYER = r"(?:bert\.)?encoder\.layer\.(\d+)"
 """A transformer layer: the unit that weights are gathered, compiled and recomputed by. The group is its number."""
 
@@ -43,3 +45,7 @@ SEQUENCE = rf"{LAYER}\.(?:(?:cross)?attention\.)?(?:ln\.weight|ln\.bias|output\.
 """Sequence parallelism: hidden states are cut over the sequence from the input of the first layer to the input of the
 last, and these weights then see only a part of it. The last layer runs uncut, since places may be picked in it
 (`wanted_positions`)."""
+
+STAGES = stages
+"""Pipeline: four functions that say what each stage keeps of the model and how it runs; a stage has some of the layers,
+the first one the embeddings too, the last one the LayerNorm, pooler and head behind them."""

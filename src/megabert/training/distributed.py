@@ -1,0 +1,260 @@
+"""Several processes as one job: how they meet, agree on what they are about to do, speak with one voice, and end.
+
+```python
+with started(launched(os.environ), backend="gloo", timeout=timedelta(minutes=10)) as world:
+    world.agree({"--lr": "0.1"})
+    with world.first():        # rank 0 does it, then the others, who find it done
+        ...
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megabert.training.launch import Launch
+from megabert.training.watch import Hub, Watch
+
+NOTICE_SECONDS = 30.0
+SLOW = 2.0
+"""A rank that multiplies matrices this many times slower than the median is named."""
+
+
+class World:
+    """All processes of a job, from the inside of one.
+
+    Attributes:
+        rank, size: of this process among all.
+        hosts: the machine of each rank.
+        watch: ends the job when a process is lost.
+        control: a gloo group of all ranks, for small numbers on the CPU.
+    """
+
+    def __init__(
+        self, launch: Launch, hosts: Sequence[str], watch: Watch, store: dist.Store, timeout: timedelta, backend: str
+    ):
+        self.rank = launch.rank
+        self.size = launch.size
+        self.hosts = tuple(hosts)
+        self.watch = watch
+        self._store = dist.PrefixStore("megabert", store)
+        self._turn = 0
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("groups", store), rank=self.rank, world_size=self.size, timeout=timeout
+        )
+        self.control = dist.new_group(backend="gloo", timeout=timeout)
+
+    def named(self, rank: int) -> str:
+        """`rank 3 on host`."""
+        return f"rank {rank} on {self.hosts[rank]}"
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """The block is run by rank 0, then by all others at once: what the first made, they find.
+
+        There is no time limit: a corpus may take hours; if rank 0 fails, its end ends the others.
+        """
+        key = f"turn/{self._turn}"
+        self._turn += 1
+        if self.rank == 0:
+            yield
+            self._store.set(key, b"1")
+            return
+        while not self._store.check([key]):
+            time.sleep(0.05)
+        yield
+
+    def gather(self, value: str) -> list[str]:
+        """The text of each rank, in their order, on all."""
+        texts: list[str | None] = [None] * self.size
+        dist.all_gather_object(texts, value, group=self.control)
+        return [text or "" for text in texts]
+
+    def add(self, numbers: Sequence[int]) -> list[int]:
+        """The sums over all ranks."""
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
+
+    def agree(self, values: Mapping[str, str]) -> None:
+        """Refuse to start when a rank has another configuration, other data or other code than most.
+
+        Args:
+            values: short strings by what they are, as a user would call it.
+
+        Raises:
+            ValueError: the rank, its host, and the first of the values that differ.
+        """
+        found = [json.loads(text) for text in self.gather(json.dumps(dict(values)))]
+        for name in dict.fromkeys(name for one in found for name in one):
+            said = [one.get(name) for one in found]
+            usual, _ = Counter(said).most_common(1)[0]
+            odd = [rank for rank, value in enumerate(said) if value != usual]
+            if odd:
+                more = f" (and {len(odd) - 1} more ranks)" if len(odd) > 1 else ""
+                raise ValueError(
+                    f"{self.named(odd[0])}{more} was started with another {name}: {said[odd[0]]} there, {usual} on "
+                    "the others; start all ranks with the same flags, data and code"
+                )
+
+    def slow_ranks(self, device: torch.device) -> list[str]:
+        """Ranks whose processor or GPU is far slower than the others', each as a line: they hold all back."""
+        rates = [float(text) for text in self.gather(str(_matrix_rate(device)))]
+        median = sorted(rates)[len(rates) // 2]
+        return [
+            f"{self.named(rank)} is a straggler: it multiplies matrices at {rate / 1e9:.0f} GFLOP/s where the median "
+            f"of all ranks is {median / 1e9:.0f}; every step waits for it"
+            for rank, rate in enumerate(rates)
+            if rate * SLOW < median
+        ]
+
+
+def _matrix_rate(device: torch.device) -> float:
+    """Floating point operations a second of this process, the best of a few short tries."""
+    size = 4096 if device.type == "cuda" else 256
+    one = torch.ones(size, size, device=device)
+    best = 0.0
+    for _ in range(6):
+        begin = time.perf_counter()
+        (one @ one)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - begin))
+    return best
+
+
+def code_version() -> dict[str, str]:
+    """What a rank runs: digests and versions that all ranks must share."""
+    import megabert
+
+    folder = Path(megabert.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return {
+        "code of megabert": digest.hexdigest()[:16],
+        "version of torch": torch.__version__,
+        "version of Python": platform.python_version(),
+    }
+
+
+@contextmanager
+def started(
+    launch: Launch, *, backend: str, timeout: timedelta, program: str = "megabert", say: Callable[[str], None] = print
+) -> Iterator[World]:
+    """The job while it runs: its processes have met, and each one's end is known to all.
+
+    In the block only rank 0 writes to standard output. An error in it is said once, by rank 0, with the rank and host
+    that it comes from unless all have it, and ends all processes.
+
+    Args:
+        backend: of torch's process group, as `gloo` or `cpu:gloo,cuda:nccl`.
+        timeout: of the meeting, of each collective, and of a machine that has fallen silent.
+        program: begins an error's line.
+
+    Raises:
+        ValueError: not all processes arrived in time; the missing ranks are named.
+    """
+    store = _meet(launch, timeout)
+    hosts = _arrive(launch, store, timeout, say)
+    watch = _watch(launch, store, hosts, timeout, program)
+    if launch.rank:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        with watch.patient():
+            yield World(launch, hosts, watch, store, timeout, backend)
+    except (ValueError, OSError) as error:
+        _leave(watch, _one_line(error), 2, cause=not _is_network(error))
+    except KeyboardInterrupt:
+        _leave(watch, "interrupted", 130, cause=True)
+    except RuntimeError as error:
+        # Most often a collective whose other side is gone: the watch knows of whom, and speaks of that.
+        if os.environ.get("MEGABERT_TRACEBACK"):
+            raise
+        _leave(watch, _one_line(error), 1, cause=False)
+    watch.close()
+    dist.destroy_process_group()
+
+
+def _leave(watch: Watch, text: str, status: int, *, cause: bool) -> None:
+    raise SystemExit(watch.fail(text, status, cause=cause))
+
+
+def _is_network(error: Exception) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())[:2000] or type(error).__name__
+
+
+def _meet(launch: Launch, timeout: timedelta) -> dist.Store:
+    """The store where the processes find each other."""
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun's agent keeps the store, with a name of its own for each attempt.
+            store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.size, timeout=timeout))
+            return store
+        return dist.TCPStore(
+            launch.address, launch.port, launch.size, is_master=launch.rank == 0, timeout=timeout,
+            wait_for_workers=False,
+        )  # fmt: skip
+    except (RuntimeError, dist.DistError) as error:
+        raise ValueError(
+            f"rank {launch.rank} on {launch.host} found nobody at {launch.address}:{launch.port} within "
+            f"{timeout.total_seconds():.0f} s: is rank 0 running, and the port free? ({_one_line(error)[:200]})"
+        ) from None
+
+
+def _arrive(launch: Launch, store: dist.Store, timeout: timedelta, say: Callable[[str], None]) -> list[str]:
+    """Wait for all; rank 0 names those that are late. Returns each rank's host."""
+    store.set(f"arrived/{launch.rank}", launch.host)
+    if launch.rank:
+        store.wait(["begin"], timeout + timedelta(seconds=10))
+        text = store.get("begin").decode()
+        if not text.startswith("["):
+            raise SystemExit(2)
+        return json.loads(text)
+    begin = noticed = time.monotonic()
+    while missing := [rank for rank in range(launch.size) if not store.check([f"arrived/{rank}"])]:
+        names = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
+        if time.monotonic() - begin > timeout.total_seconds():
+            text = f"rank {names} of {launch.size} did not arrive within {timeout.total_seconds():.0f} s"
+            store.set("begin", text)
+            raise ValueError(f"{text}; look at the output of its machine, or raise --distributed-timeout-minutes")
+        if time.monotonic() - noticed > NOTICE_SECONDS:
+            say(f"waiting for rank {names} of {launch.size}")
+            noticed = time.monotonic()
+        time.sleep(0.02)
+    hosts = [store.get(f"arrived/{rank}").decode() for rank in range(launch.size)]
+    store.set("begin", json.dumps(hosts))
+    return hosts
+
+
+def _watch(launch: Launch, store: dist.Store, hosts: list[str], timeout: timedelta, program: str) -> Watch:
+    silence = timeout.total_seconds()
+    if launch.rank == 0:
+        token = secrets.token_hex(16)
+
+        def shout(line: str) -> None:
+            print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+
+        hub = Hub(launch.size, token, silence, shout)
+        store.set("watch", f"{token} {hub.port}")
+        return Watch(0, hosts[0], ("127.0.0.1", hub.port), token, silence, hub, first_host=hosts[0])
+    token, port = store.get("watch").decode().split()
+    return Watch(launch.rank, hosts[launch.rank], (launch.address, int(port)), token, silence, first_host=hosts[0])
