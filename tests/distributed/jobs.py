@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed.tensor", "megabert.training.loop"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch.distributed.tensor", "megabert.training.loop", "tests.distributed.small"]
+)
 
 
 def free_port() -> int:

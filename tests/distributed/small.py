@@ -114,5 +114,5 @@ def micro_batches(update, layout=None, size=2, rows=8):
 
 
 def whole(applied, mesh, layout, name, tensor):
-    """A part as the whole tensor."""
-    return applied.places[name].whole(tensor.detach(), mesh, layout).full_tensor()
+    """The whole tensor that this process has a part of; a copy."""
+    return applied.places[name].whole(tensor.detach(), mesh, layout).full_tensor().clone()

@@ -142,19 +142,20 @@ def _tokenizer(path: Path, config: Config) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path, config: Config) -> dict[str, Any]:
-    from megabert.formats import safetensors_header
-    from megabert.training import resume
+    from megabert.formats import native
+    from megabert.training import stored
 
     if config.check:
-        resume.verify(folder)
+        stored.verify(folder)
     state = _read_state(folder / "state.json")
-    weights = safetensors_header.read(folder / "model.safetensors")
-    optimizer = safetensors_header.read(folder / "optimizer.safetensors")
+    parts = native.tensors_of(folder)
+    weights, optimizer = parts["model"], parts["optimizer"]
     return {
         "checksums": "right" if config.check else "not looked at (--no-check)",
         "step": _step_of(folder),
-        "parameters": sum(stored.numbers for stored in weights.values()),
-        "dtype": sorted({_DTYPES.get(stored.dtype, stored.dtype) for stored in weights.values()}),
+        "parameters": sum(tensor.numbers for tensor in weights.values()),
+        "dtype": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}),
+        "layout": state.get("layout"),
         "optimizer": sorted({name.partition("/")[0] for name in optimizer}) or None,
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "made of": state.get("identity", {}),

@@ -9,7 +9,7 @@ The metadata is read as inert data, and a tensor, or a slice of its first dim, o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,21 +194,23 @@ def _stored(
         if region is None:
             raise ValueError(f"{folder / METADATA} does not say where the chunk of {name} at {list(offsets)} lies")
         chunks.append(Chunk(offsets, sizes, region))
-    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(shape) or _collide(chunks):
+    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(shape) or collide(
+        [(chunk.offsets, chunk.sizes) for chunk in chunks]
+    ):
         raise ValueError(f"{folder}: the chunks of {name} do not make up its {list(shape)}; it is not whole")
     return Stored(name, shape, dtype, tuple(chunks), folder)
 
 
-def _collide(chunks: list[Chunk]) -> bool:
-    """Whether two chunks overlap; with sizes that add up and no overlap, there is no gap either."""
-    boxes = sorted((chunk for chunk in chunks if math.prod(chunk.sizes)), key=lambda chunk: chunk.offsets)
-    for index, box in enumerate(boxes):
-        for other in boxes[index + 1 :]:
-            if other.offsets and other.offsets[0] >= box.offsets[0] + box.sizes[0]:
+def collide(found: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether two of the boxes, each (offsets, sizes), overlap; if sizes add up and none do, there is no gap."""
+    boxes = sorted(box for box in found if math.prod(box[1]))
+    for index, (offsets, sizes) in enumerate(boxes):
+        for others, lengths in boxes[index + 1 :]:
+            if others and others[0] >= offsets[0] + sizes[0]:
                 break  # sorted: all further ones begin behind it
             apart = any(
                 first + size <= second or second + length <= first
-                for first, size, second, length in zip(box.offsets, box.sizes, other.offsets, other.sizes, strict=True)
+                for first, size, second, length in zip(offsets, sizes, others, lengths, strict=True)
             )
             if not apart:
                 return True

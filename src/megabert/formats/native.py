@@ -1,7 +1,8 @@
 """This package's own training folders (`step-00001000`, or a run with its `checkpoints/`), read as `Checkpoint`s.
 
-Weights and optimizer state lie in safetensors under Transformers' names; the sizes come from `model/config.json` of the
-run when it has ended, else from its `run.toml`. Only training writes such folders.
+Weights and optimizer state lie in safetensors under Transformers' names, whole or (by many processes) in pieces that
+`index.json` puts together; the sizes come from `model/config.json` of the run when it has ended, else from its
+`run.toml`. Only training writes such folders.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 
 from transformers import MegatronBertConfig
 
-from megabert.formats import huggingface_checkpoint, safetensors_file, sizes
+from megabert.formats import huggingface_checkpoint, native_shards, safetensors_file, sizes
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor
 from megabert.formats.json_file import read_object
+from megabert.formats.native_shards import INDEX
 
-_FILES = {"checksums.json", "state.json", "model.safetensors"}
+WHOLE = "model.safetensors"
+_FILES = {"checksums.json", "state.json"}
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
           "max_position_embeddings", "type_vocab_size")  # fmt: skip
 
@@ -31,7 +34,7 @@ def look(path: Path) -> Path | None:
     """
     if not path.is_dir():
         return None
-    if all((path / name).is_file() for name in _FILES):
+    if all((path / name).is_file() for name in _FILES) and any((path / name).is_file() for name in (WHOLE, INDEX)):
         return path
     for folder in (path, path / "checkpoints"):
         pointer = folder / "latest"
@@ -53,18 +56,30 @@ def read(path: Path, *, optimizer: bool = True) -> Checkpoint:
     if folder is None:
         raise ValueError(f"{path} is no training checkpoint of this package")
     _verify(folder)
-    found = safetensors_file.read(folder / "model.safetensors")
+    parts = tensors_of(folder)
+    found = parts["model"]
     config = _config(folder.resolve().parent.parent, found)
     tensors = _plain_bias(found)
     sizes.check(config, tensors)
-    state: dict[str, LazyTensor] = {}
-    if optimizer and (folder / "optimizer.safetensors").is_file():
-        state = _optimizer(safetensors_file.read(folder / "optimizer.safetensors"), found)
+    state = _optimizer(parts["optimizer"], found) if optimizer else {}
     training = _training(folder)
     return Checkpoint(
         family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=training,
         vocabulary=_vocabulary(folder.resolve().parent.parent),
     )  # fmt: skip
+
+
+def tensors_of(folder: Path) -> dict[str, dict[str, LazyTensor]]:
+    """`model` and `optimizer` -> tensors by name, as training stored them.
+
+    Raises:
+        ValueError: a file is damaged or missing.
+    """
+    if (folder / INDEX).is_file():
+        return native_shards.read(folder)
+    place = folder / "optimizer.safetensors"
+    optimizer = safetensors_file.read(place) if place.is_file() else {}
+    return {"model": safetensors_file.read(folder / WHOLE), "optimizer": optimizer}
 
 
 def _verify(folder: Path) -> None:

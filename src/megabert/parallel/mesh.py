@@ -72,6 +72,11 @@ def layout_of(
             f"a multiple of {tensor} (the nearest is {_nearest_multiple(sequence, tensor)})"
         )
     virtual = _pieces(options, layers)
+    if world == 1 < tensor * pipeline:
+        raise ValueError(
+            f"--tensor-model-parallel-size {tensor} x --pipeline-model-parallel-size {pipeline} needs {tensor * pipeline} "
+            f"processes, and this is one: start them with torchrun --nproc-per-node {tensor * pipeline} -m megabert ..."
+        )
     if world % (tensor * pipeline):
         possible = [size for size in range(1, world + 1) if world % size == 0]
         near = min(possible, key=lambda size: (abs(size - tensor * pipeline), size))

@@ -94,6 +94,29 @@ def sizes_of(options: BatchOptions) -> BatchSizes:
     return BatchSizes(first, increment, ramp, last)
 
 
+def divided_among(options: Options, readers: int) -> Options:
+    """The options for so many processes that read different rows: an update is a whole number of rounds of theirs.
+
+    `--global-batch-size`, left out, becomes one micro-batch of each.
+
+    Raises:
+        ValueError: an update cannot be divided among them.
+    """
+    each = options.batch_size * readers
+    if options.global_batch_size is None:
+        options = dataclasses.replace(options, global_batch_size=each)
+    sizes = [("--global-batch-size", options.global_batch_size)]
+    if options.rampup_batch_size is not None:
+        sizes += zip(("START", "INCREMENT"), options.rampup_batch_size, strict=False)
+    for name, rows in sizes:
+        if rows % each:
+            raise ValueError(
+                f"{name} {rows} is not a multiple of {each} (--batch-size {options.batch_size} on {readers} "
+                f"data-parallel processes); the next one is {-(-rows // each) * each}"
+            )
+    return options
+
+
 def counts_passes(options: BatchOptions) -> bool:
     """Whether the length of the run is in passes over the data, so that only the data tells its updates."""
     return options.epochs is not None and options.train_iters is None

@@ -135,6 +135,12 @@ def _matrix_rate(device: torch.device) -> float:
     return best
 
 
+def backend_of(chosen: str | None, device: torch.device) -> str:
+    """The backend of torch's process group: what was chosen, else NCCL between GPUs and gloo between CPUs."""
+    name = chosen or ("nccl" if device.type == "cuda" else "gloo")
+    return "cpu:gloo,cuda:nccl" if name == "nccl" else name
+
+
 def code_version() -> dict[str, str]:
     """What a rank runs: digests and versions that all ranks must share."""
     import megabert

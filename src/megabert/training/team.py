@@ -11,7 +11,10 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
+from megabert.parallel.mesh import Layout
+from megabert.parallel.placement import Placed
 from megabert.training.distributed import World
 from megabert.training.resume import Checkpoints
 
@@ -98,6 +101,18 @@ class Sharing:
     data_ranks: int
     whole: Callable[[str, Tensor], Tensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+def sharing_of(
+    layout: Layout, rank: int, mesh: DeviceMesh, places: Mapping[str, Placed], aliases: Mapping[str, str] | None = None
+) -> Sharing:
+    """What process `rank` has in a layout, whose weights lie as `places` says."""
+    pipeline, data, tensor = layout.place(rank)
+
+    def whole(name: str, local: Tensor) -> Tensor:
+        return places[name].whole(local, mesh, layout) if name in places else local
+
+    return Sharing(str(layout), pipeline, data, tensor, layout.data, whole, aliases or {})
 
 
 class ManyProcesses:
