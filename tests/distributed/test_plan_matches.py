@@ -6,17 +6,15 @@ import dataclasses
 from collections import Counter
 
 import torch.distributed as dist
-from transformers import logging
 
-from megabert.parallel.mesh import layout_of
-from megabert.parallel.options import ParallelOptions
 from megabert.planning.assembly import assemble
+from megabert.planning.options import RunOptions
 from megabert.planning.recorder import Recorder
 from megabert.planning.subject import Subject
 from megabert.planning.trace import holdings_of, record_step, trace
-from tests.distributed.processes import run_in
-from tests.distributed.small import LENGTH, PLACES, SAMPLES, VOCABULARY, micro_batches, parallel_step
-from tests.planning.subjects import run_of
+
+from .jobs import succeed, world
+from .small import LAYERS, LENGTH, PLACES, SAMPLES, VOCABULARY, micro_batches, parallel_step
 
 LAYOUTS = [
     {"tensor_model_parallel_size": 2},
@@ -27,17 +25,20 @@ LAYOUTS = [
     {"tensor_model_parallel_size": 2, "sequence_parallel": True, "data_parallel_sharding": "full"},
     {"tensor_model_parallel_size": 2, "bf16": True},
     {"data_parallel_sharding": "optimizer", "bf16": True},
+    {"pipeline_model_parallel_size": 2},
+    {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1},
+    {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True, "bf16": True},
 ]
 
 
 def subject_of(changes) -> Subject:
     """The run of `small.parallel_step`, whose rows are packed."""
-    subject = run_of(
-        4, num_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=LENGTH,
+    options = RunOptions(
+        num_layers=LAYERS, hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=LENGTH,
         seq_length=LENGTH, vocab_size=VOCABULARY, make_vocab_size_divisible_by=1, hidden_dropout=0.0,
-        attention_dropout=0.0, init_method_std=0.1, global_batch_size=8, **changes,
+        attention_dropout=0.0, batch_size=2, global_batch_size=8, **changes,
     )  # fmt: skip
-    return dataclasses.replace(subject, places=PLACES, samples=SAMPLES)
+    return dataclasses.replace(Subject.of(options, 4), places=PLACES, samples=SAMPLES)
 
 
 def found_by(step, batches):
@@ -46,13 +47,16 @@ def found_by(step, batches):
     return holdings_of(step), sum(recorder.collectives.values(), Counter())
 
 
-def in_process(planned):
-    logging.set_verbosity_error()
+def in_world(planned):
+    with world(60):
+        compare(planned)
+
+
+def compare(planned):
     rank = dist.get_rank()
     for changes, (holdings, messages) in zip(LAYOUTS, planned[rank], strict=True):
-        options = ParallelOptions(**{name: value for name, value in changes.items() if name != "bf16"})
-        layout = layout_of(options, 4, layers=4, heads=4, intermediate=64, sequence=LENGTH)
-        step, _, _ = parallel_step(layout, **{name: value for name, value in changes.items() if name == "bf16"})
+        layout = subject_of(changes).layout
+        step, _, _ = parallel_step(layout, bf16="bf16" in changes)
         held, sent = found_by(step, micro_batches(0, layout))
         assert held == holdings, f"{changes}, rank {rank}: {held} is held, {holdings} was planned"
         assert sent == messages, f"{changes}, rank {rank}: {sent} was sent, {messages} was planned"
@@ -67,4 +71,4 @@ def planned_for(rank):
 
 
 def test_real_processes_hold_and_send_what_was_planned():
-    run_in(4, in_process, [planned_for(rank) for rank in range(4)])
+    succeed(in_world, 4, [planned_for(rank) for rank in range(4)], seconds=120)

@@ -1,12 +1,15 @@
 import dataclasses
+from collections import Counter
 
 import pytest
 
 from megabert.planning.assembly import assemble
 from megabert.planning.hardware import HARDWARE
 from megabert.planning.plan import make_plan, search
-from megabert.planning.trace import short_trace, trace
-from tests.planning.subjects import run_of
+from megabert.planning.rehearsal import rehearsal
+from megabert.planning.trace import batch_of, record_step, short_trace, trace
+
+from .subjects import run_of
 
 H100 = HARDWARE["h100"]
 LARGE = {"num_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "max_position_embeddings": 512,
@@ -32,7 +35,7 @@ def test_the_345m_model_has_its_published_parameters_and_work():
     "changes",
     [
         {"world": 8, "tensor_model_parallel_size": 2, "num_layers": 7, "bf16": True, "global_batch_size": 40},
-        {"world": 4, "data_parallel_sharding": "full", "num_layers": 7, "checkpoint_activations": True},
+        {"world": 4, "data_parallel_sharding": "full", "num_layers": 7, "recompute_granularity": "full"},
     ],
 )
 def test_shallow_models_lie_on_the_line_of_the_deep_one(changes):
@@ -70,6 +73,21 @@ def test_more_micro_batches_add_the_same_each():
     per_micro_batch = {each: (seven[each] - three[each]) / 4 for each in three}
     assert sum(per_micro_batch.values()) == 4 * 4 + 4
     assert all(each.ranks == (0, 1) for each, count in per_micro_batch.items() if count)
+
+
+@pytest.mark.parametrize("pieces", [None, 1])
+def test_more_micro_batches_in_a_pipeline_add_the_same_each(pieces):
+    subject = run_of(
+        2, pipeline_model_parallel_size=2, num_layers_per_virtual_pipeline_stage=pieces, global_batch_size=12
+    )
+    found = trace(subject, 1, assemble)
+    with rehearsal(1, subject.layout) as (recorder, mesh):
+        step = assemble(subject, mesh)
+        record_step(step, [batch_of(subject) for _ in range(6)], recorder)
+    messages = sum(recorder.collectives.values(), Counter())
+    assert messages == found.work.all_collectives
+    flops = sum(each.flops * count for counts in recorder.operations.values() for each, count in counts.items())
+    assert flops == found.work.flops
 
 
 def test_recomputation_and_sharding_spare_memory():

@@ -11,7 +11,6 @@ The same command again goes on from the newest checkpoint of its run folder.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import time
 from dataclasses import dataclass

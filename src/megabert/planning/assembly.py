@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from megabert.models.bert import plan
 from megabert.models.bert.config import make_config
 from megabert.models.bert.pretraining import MegatronBertForPreTraining
+from megabert.models.bert.recompute import recomputation_of, set_recomputation
 from megabert.models.losses import PretrainingObjective
 from megabert.parallel import vocabulary
 from megabert.planning.subject import Subject
@@ -26,10 +27,7 @@ def bare_model(subject: Subject) -> MegatronBertForPreTraining:
     options = subject.options
     config = make_config(options, subject.vocabulary, add_binary_head=options.pairs != "none")
     with torch.device("meta"):
-        model = MegatronBertForPreTraining(config)
-    if options.checkpoint_activations:
-        model.gradient_checkpointing_enable()
-    return model
+        return MegatronBertForPreTraining(config)
 
 
 def assemble(subject: Subject, mesh: DeviceMesh) -> TrainingStep:
@@ -46,7 +44,11 @@ def assemble(subject: Subject, mesh: DeviceMesh) -> TrainingStep:
     objective = PretrainingObjective(subject.pair_task, **functions)
     cut: Any = plan  # a module, with all that a plan has
     parallel = Parallel(layout, mesh, cut, subject.options.num_layers, subject.options.overlap_grad_reduce)
-    step, _ = make_parallel_step(model, objective, subject.options, parallel, device=CPU, initialise=_leave)
+    chosen = recomputation_of(subject.options, subject.options.num_layers)
+    step, _ = make_parallel_step(
+        model, objective, subject.options, parallel, device=CPU, initialise=_leave,
+        prepare=functools.partial(set_recomputation, chosen=chosen),
+    )  # fmt: skip
     return step
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor  # private; what a program without memory is made of
 
+from megabert.models import losses
+from megabert.parallel import vocabulary
 from megabert.planning.recorder import Operation, Recorder
 
 
@@ -95,10 +97,13 @@ def _stand_ins(recorder: Recorder) -> Iterator[tuple[Any, str, Any]]:
     ) -> Tensor:  # fmt: skip
         return OneKernelAttention.apply(query, key, value, attn_mask, recorder)  # type: ignore[return-value]
 
+    for room in (losses, vocabulary):
+        yield room, "ROWS_AT_ONCE", 2**40  # a GPU takes all rows of the loss at once; pieces are for a CPU's cache
     yield nn.functional, "dropout", dropout
     yield nn.functional, "scaled_dot_product_attention", attention
     # A number that nobody computed is 0, so a step never waits for one and never skips an update.
-    for name, value in {"__int__": 0, "__index__": 0, "__float__": 0.0, "__bool__": False, "item": 0}.items():
+    # But torch's pipeline stages ask each other by `item` whether all know their shapes, and 1 is yes.
+    for name, value in {"__int__": 0, "__index__": 0, "__float__": 0.0, "__bool__": False, "item": 1}.items():
         yield FakeTensor, name, _answer(value)
     yield FakeTensor, "data_ptr", lambda self: self.untyped_storage()._cdata  # only ever compared
     resize = torch.UntypedStorage.resize_

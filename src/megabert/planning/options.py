@@ -8,14 +8,17 @@ from typing import Literal
 
 from megabert.config import option
 from megabert.data.options import DataOptions
-from megabert.models.options import ModelOptions
+from megabert.models.options import ModelOptions, RecomputeOptions
 from megabert.parallel.options import ParallelOptions
 from megabert.tokenization.options import TokenizerOptions
+from megabert.training.former_flags import FormerFlags
 from megabert.training.options import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, ParallelOptions):
+class RunOptions(
+    TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, RecomputeOptions, ParallelOptions, FormerFlags
+):
     """The run that is planned."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from megabert.models.bert import recompute as bert_recompute
 from megabert.planning.cost import Times, compute_seconds, times_of
 from megabert.planning.hardware import Hardware
 from megabert.planning.subject import Subject
@@ -74,16 +75,21 @@ def kinds_of_rank(subject: Subject) -> list[int]:
 
 def recomputations(subject: Subject) -> dict[str, Subject]:
     """Choice of recomputation -> the subject with it."""
-    off = {"checkpoint_activations": False}
     return {
-        "none": subject.with_options(**off),
-        "full": subject.with_options(**off | {"checkpoint_activations": True}),
-    }
+        name: subject.with_options(
+            checkpoint_activations=False, recompute_activations=False, recompute_method=None, recompute_num_layers=1,
+            recompute_granularity=granularity,
+        )
+        for name, granularity in (("none", None), ("selective", "selective"), ("full", "full"))
+    }  # fmt: skip
 
 
 def recomputation_of(subject: Subject) -> str:
-    """The choice of the subject's own options."""
-    return "full" if subject.options.checkpoint_activations else "none"
+    """The choice of the subject's own options, in a few words."""
+    chosen = bert_recompute.recomputation_of(subject.options, subject.options.num_layers)
+    if chosen is None or chosen.granularity == "selective":
+        return "none" if chosen is None else "selective"
+    return "full" if chosen.num_layers == 1 else f"full, {chosen.method} {chosen.num_layers}"
 
 
 def alone(subject: Subject) -> Subject:
@@ -110,7 +116,7 @@ def make_plan(subject: Subject, hardware: Hardware, assemble: Assemble, *, quick
     layout, micro_batches = subject.layout, subject.micro_batches
     overlap = subject.options.overlap_grad_reduce
     times = [times_of(found.work, layout, hardware, micro_batches, overlap=overlap) for found in traces.values()]
-    ideal, flops = _ideal(subject, hardware, assemble)
+    ideal, flops = ideal_of(subject, hardware, assemble)
     own = recomputation_of(subject)
     activations = {own: max(found.passing for found in traces.values())}
     for choice, other in recomputations(subject).items():
@@ -119,19 +125,16 @@ def make_plan(subject: Subject, hardware: Hardware, assemble: Assemble, *, quick
     return Plan(subject, hardware, traces, max(times, key=lambda each: each.step), ideal, flops, activations)
 
 
-def _ideal(subject: Subject, hardware: Hardware, assemble: Assemble) -> tuple[float, float]:
+def ideal_of(subject: Subject, hardware: Hardware, assemble: Assemble) -> tuple[float, float]:
     """Seconds of a step with the work of one device shared evenly, and FLOPs that the model needs in it."""
     single = alone(subject)
     work = short_trace(single, 0, assemble).work
     parts = subject.layout.tensor * subject.layout.pipeline
     passes = compute_seconds(work.operations, hardware) * subject.micro_batches
     update = compute_seconds(work.update_operations, hardware)
-    needed = work if recomputation_of(subject) == "none" else _without_recomputation(single, assemble)
+    kept = recomputations(single)["none"]
+    needed = work if recomputation_of(subject) == "none" else short_trace(kept, 0, assemble).work
     return (passes + update) / parts, needed.flops * subject.micro_batches * subject.layout.data
-
-
-def _without_recomputation(single: Subject, assemble: Assemble):
-    return short_trace(recomputations(single)["none"], 0, assemble).work
 
 
 def search(subject: Subject, hardware: Hardware, assemble: Assemble) -> list[Plan]:

@@ -162,7 +162,7 @@ def short_trace(subject: Subject, rank: int, assemble: Assemble) -> Trace:
     """`trace` from two shallow models: layers are alike, so all numbers lie on straight lines over their count."""
     pieces = subject.layout.pipeline * subject.layout.virtual
     each = subject.options.num_layers // pieces
-    if each <= 4:
+    if each <= 4 or subject.options.recompute_num_layers > 1:
         return trace(subject, rank, assemble)
     step = subject.options.num_layers_per_virtual_pipeline_stage
     shallow, deeper = (
@@ -182,7 +182,9 @@ def short_trace(subject: Subject, rank: int, assemble: Assemble) -> Trace:
 
     names = [field.name for field in fields(Holdings)]
     return Trace(
-        holdings=Holdings(**{name: line(getattr(shallow.holdings, name), getattr(deeper.holdings, name)) for name in names}),
+        holdings=Holdings(
+            **{name: line(getattr(shallow.holdings, name), getattr(deeper.holdings, name)) for name in names}
+        ),
         passing=line(shallow.passing, deeper.passing),
         work=shallow.work.toward(deeper.work, times),
     )
