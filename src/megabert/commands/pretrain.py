@@ -11,6 +11,7 @@ The same command again goes on from the newest checkpoint of its run folder.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 from dataclasses import dataclass

@@ -138,40 +138,40 @@ def ideal_of(subject: Subject, hardware: Hardware, assemble: Assemble) -> tuple[
 
 
 def search(subject: Subject, hardware: Hardware, assemble: Assemble) -> list[Plan]:
-    """Plans of all layouts of the world size that fit the device, fastest first.
+    """Plans of the layouts of the world size that fit the device, fastest first.
 
-    Tensor sizes go up to a node, pipelines to 16 stages; sequence parallelism goes with tensor parallelism. For each,
-    the first that fits of: nothing spared, sharded optimizer, recomputation, both.
+    Tensor sizes go up to a node, with sequence parallelism; each with the shortest pipeline (up to 16 stages) that fits,
+    and with the first of these that does: nothing spared, sharded optimizer, recomputation, both.
     """
     found = []
     for tensor in _powers(min(hardware.gpus, subject.layout.world)):
         for pipeline in _powers(min(16, subject.layout.world // tensor)):
-            for sharding in ("none", "optimizer"):
-                plan = _try(subject, hardware, assemble, tensor, pipeline, sharding)
-                if plan is not None:
-                    found.append(plan)
-                    break
+            plan = _first_that_fits(subject, hardware, assemble, tensor, pipeline)
+            if plan is not None:
+                found.append(plan)
+                break
     return sorted(found, key=lambda plan: plan.times.step)
 
 
-def _try(
-    subject: Subject, hardware: Hardware, assemble: Assemble, tensor: int, pipeline: int, sharding: str
+def _first_that_fits(
+    subject: Subject, hardware: Hardware, assemble: Assemble, tensor: int, pipeline: int
 ) -> Plan | None:
-    try:
-        candidate = subject.with_options(
-            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline,
-            num_layers_per_virtual_pipeline_stage=None, sequence_parallel=tensor > 1,
-            data_parallel_sharding=sharding, use_distributed_optimizer=False,
-        )  # fmt: skip
-        candidate.micro_batches  # noqa: B018  (raises where the batch cannot be cut)
-    except ValueError:
-        return None
-    if sharding != "none" and candidate.layout.data == 1:
-        return None
-    for choice in recomputations(candidate).values():
-        plan = make_plan(choice, hardware, assemble, quick=True)
-        if plan.fits:
-            return plan
+    for recomputation in ("none", "full"):
+        for sharding in ("none", "optimizer"):
+            try:
+                candidate = recomputations(subject)[recomputation].with_options(
+                    tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline,
+                    num_layers_per_virtual_pipeline_stage=None, sequence_parallel=tensor > 1,
+                    data_parallel_sharding=sharding, use_distributed_optimizer=False,
+                )  # fmt: skip
+                assert candidate.micro_batches
+            except ValueError:
+                return None  # not a layout of this model and batch
+            if sharding != "none" and candidate.layout.data == 1:
+                continue
+            plan = make_plan(candidate, hardware, assemble, quick=True)
+            if plan.fits:
+                return plan
     return None
 
 
