@@ -14,7 +14,8 @@ from megabert import MegatronBertForPreTraining
 from megabert.models.bert import stages
 from megabert.models.bert.recompute import Recomputation, set_recomputation
 from megabert.models.losses import PretrainingObjective
-from megabert.parallel.pipeline import PipelineEngine, cut_model, places_of
+from megabert.parallel.pipeline import PipelineEngine
+from megabert.parallel.stages import places_of
 from megabert.parallel.tied import Tie
 from megabert.training.objective import inputs_of
 
@@ -64,7 +65,9 @@ def compare(name: str, found: torch.Tensor, wanted: torch.Tensor, tolerance: flo
 def pipelined(model, pieces, group, targets, terms):
     pairs = stages.tied(model)
     places = places_of(model.config.num_hidden_layers, group.size(), group.rank(), pieces)
-    modules = [cut_model(copy.deepcopy(model), place, stages) for place in places]
+    modules = [copy.deepcopy(model) for _ in places]
+    for place, module in zip(places, modules, strict=True):
+        stages.keep(module, place.layers, first=place.first, last=place.last)
     engine = PipelineEngine(places, modules, stages, targets, terms, group, torch.device("cpu"))
     return engine, Tie(pairs, group)
 
@@ -157,8 +160,8 @@ def head_batch(head: str, seed: int = 5) -> dict[str, torch.Tensor]:
 
 
 HEADS = (
-    "Model", "PreTraining", "MaskedLM", "CausalLM", "NextSentencePrediction", "SequenceClassification", "MultipleChoice",
-    "TokenClassification", "QuestionAnswering",
+    "Model", "PreTraining", "MaskedLM", "CausalLM", "NextSentencePrediction", "SequenceClassification",
+    "MultipleChoice", "TokenClassification", "QuestionAnswering",
 )  # fmt: skip
 
 
@@ -208,7 +211,7 @@ def check_evaluation(pieces: int) -> None:
             for name, value in wanted.items():
                 compare(f"{rows} rows: {name}", found[name], value)
         if seed == 2:
-            engine.forward_backward([batch, batch], lambda o, b: objective.sums(o, b), 1.0, lambda first: None)
+            engine.forward_backward([batch, batch], objective.sums, 1.0, lambda first: None)
 
 
 def check_dropout(pieces: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from megabert.models.bert import plan
 from megabert.models.losses import PretrainingObjective
 from megabert.parallel.mesh import Layout
 from megabert.training.loop import Trainer
@@ -12,7 +13,7 @@ from megabert.training.options import TrainingOptions
 from megabert.training.sinks import read_lines
 from megabert.training.team import ManyProcesses, sharing_of
 
-from .small import PackedRows, parallel_step, plain_step
+from .small import PackedRows, bare, parallel_step, plain_step
 
 STEPS = 12
 
@@ -48,7 +49,8 @@ def alone(folder, dropout=0.0, said=None, **changes):
 def together(world, layout: Layout, folder, dropout=0.0, rows=None, **changes):
     chosen = settings(**changes)
     step, applied, mesh = parallel_step(layout, dropout, **chosen)
-    team = ManyProcesses(world, sharing_of(layout, world.rank, mesh, applied.places))
+    aliases = plan.STAGES.tied(bare()) if layout.pipeline > 1 else {}
+    team = ManyProcesses(world, sharing_of(layout, world.rank, mesh, applied.places, aliases))
     return Trainer(
         step.weights.model, step.objective, rows or PackedRows(), Few(), TrainingOptions(**chosen), folder=folder,
         train_step=step, team=team, say=print, device=torch.device("cpu"),

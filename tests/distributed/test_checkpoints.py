@@ -12,6 +12,7 @@ from .runs import alone, metrics, together
 
 TENSOR_DATA = Layout(world=4, tensor=2, data=2)
 TENSOR_SHARDED = Layout(world=4, tensor=2, data=2, sequence_parallel=True, sharding="full")
+TENSOR_STAGES = Layout(world=4, tensor=2, pipeline=2)
 FULL = Layout(world=4, data=4, sharding="full")
 
 
@@ -28,7 +29,7 @@ def same_layout(folder, names):
 
 
 def test_the_same_layout_goes_on_bitwise(tmp_path):
-    names = {"tensor x data": TENSOR_DATA, "tensor x sharded": TENSOR_SHARDED, "full": FULL}
+    names = {"tensor x data": TENSOR_DATA, "tensor x sharded": TENSOR_SHARDED, "tensor x stages": TENSOR_STAGES}
     succeed(same_layout, 4, tmp_path, names, seconds=200)
     for name in names:
         whole, parts = tmp_path / name / "whole", tmp_path / name / "parts"
@@ -58,7 +59,7 @@ def assert_same_curve(first, second):
 
 def test_another_layout_goes_on_with_the_same_curve(tmp_path):
     alone(tmp_path / "whole").fit()
-    succeed(chain, 4, tmp_path / "parts", [TENSOR_DATA, FULL], seconds=120)
+    succeed(chain, 4, tmp_path / "parts", [TENSOR_STAGES, FULL], seconds=120)
     written = find(tmp_path / "parts")
     held, outside = resume.read(written), native.tensors_of(written)
     for kind, tensors in (("model", held.weights), ("optimizer", held.optimizer)):

@@ -66,7 +66,7 @@ def layout_of(
     """
     tensor, pipeline = options.tensor_model_parallel_size, options.pipeline_model_parallel_size
     _check_tensor(tensor, heads=heads, intermediate=intermediate)
-    if options.sequence_parallel and tensor > 1 and sequence % tensor:
+    if options.sequence_parallel and sequence % tensor:
         raise ValueError(
             f"--sequence-parallel cuts a sequence of {sequence} tokens among {tensor} processes: --seq-length must be "
             f"a multiple of {tensor} (the nearest is {_nearest_multiple(sequence, tensor)})"
@@ -74,8 +74,9 @@ def layout_of(
     virtual = _pieces(options, layers)
     if world == 1 < tensor * pipeline:
         raise ValueError(
-            f"--tensor-model-parallel-size {tensor} x --pipeline-model-parallel-size {pipeline} needs {tensor * pipeline} "
-            f"processes, and this is one: start them with torchrun --nproc-per-node {tensor * pipeline} -m megabert ..."
+            f"--tensor-model-parallel-size {tensor} x --pipeline-model-parallel-size {pipeline} needs "
+            f"{tensor * pipeline} processes, and this is one: start them with torchrun --nproc-per-node "
+            f"{tensor * pipeline} -m megabert ..."
         )
     if world % (tensor * pipeline):
         possible = [size for size in range(1, world + 1) if world % size == 0]

@@ -8,82 +8,19 @@ states travel. How a model is cut and run in parts is told by its plan (`Cut`); 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
-Batch = Mapping[str, Tensor]
+from megabert.parallel.stages import Batch, Cut, Place
+
 Share = Callable[[Any, Batch], dict[str, Tensor]]
-
-
-class Cut(Protocol):
-    """How a family of models is cut into stages: part of its plan."""
-
-    def keep(self, model: Any, layers: range, *, first: bool, last: bool) -> None:
-        """Remove from the model, in place, what other stages hold."""
-        ...
-
-    def run(self, model: Any, inputs: Batch, hidden: Tensor | None, *, last: bool) -> Any:
-        """Run what was kept: hidden states, or from the last stage the model's output."""
-        ...
-
-    def boundary(self, model: Any, inputs: Batch) -> tuple[torch.Size, torch.dtype]:
-        """Shape [rows, seq, hidden] and dtype of what passes between stages."""
-        ...
-
-    def tied(self, model: Any) -> dict[str, str]:
-        """Weights of the last stage that are one with a weight of the first: name there -> name in the first."""
-        ...
-
-
-@dataclass(frozen=True)
-class Place:
-    """A stage's place in its pipeline.
-
-    Attributes:
-        index: its number, 0 is the first stage.
-        stages: how many there are.
-        layers: the numbers of its layers in the whole model.
-    """
-
-    index: int
-    stages: int
-    layers: range
-
-    @property
-    def first(self) -> bool:
-        """It has the embeddings."""
-        return self.index == 0
-
-    @property
-    def last(self) -> bool:
-        """It has the head."""
-        return self.index == self.stages - 1
-
-
-def places_of(layers: int, ranks: int, rank: int, pieces: int = 1) -> list[Place]:
-    """The stages of a pipeline rank, first to last: every `ranks`-th of `ranks * pieces` stages of equal length.
-
-    Args:
-        layers: of the whole model; a multiple of the number of stages (`mesh.layout_of` refuses others).
-        pieces: stages on each rank; 1 for plain 1F1B.
-    """
-    stages = ranks * pieces
-    assert layers % stages == 0 and layers >= stages, f"{layers} layers in {stages} stages"
-    length = layers // stages
-    return [Place(index, stages, range(index * length, (index + 1) * length)) for index in range(rank, stages, ranks)]
-
-
-def cut_model(model: nn.Module, place: Place, cut: Cut) -> nn.Module:
-    """The model, in place, less what is not of the stage."""
-    cut.keep(model, place.layers, first=place.first, last=place.last)
-    return model
 
 
 class _Stage(PipelineStage):
@@ -216,7 +153,11 @@ class PipelineEngine:
         schedule = self._schedule_for(self._work.batches)
         index = torch.arange(len(micro_batches))
         # The schedule cuts the numbers of the micro-batches, and each stage looks its micro-batch up.
-        schedule.step(index=index, target=index, return_outputs=False)
+        try:
+            schedule.step(index=index, target=index, return_outputs=False)
+        except RuntimeError as error:
+            # The stage that failed says why; around it torch has put the schedule and the arguments.
+            raise (error.__cause__ or error) from None
         sums, self._work = self._work.sums, None
         return sums or {name: torch.zeros((), device=self.device) for name in self.terms(micro_batches[0])}
 
@@ -224,8 +165,8 @@ class PipelineEngine:
     def evaluate(self, batch: Batch, read: Callable[[Any, Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Run a batch forward; what `read` says of the outputs on the rank with the last stage, elsewhere nothing.
 
-        A rank does not wait until the next one has taken what it passes on, so batches follow each other closely. Whoever
-        adds up the results over the ranks waits for all of them by that.
+        A rank does not wait until the next one has taken what it passes on, so batches follow each other closely.
+        Whoever adds up the results over the ranks waits for all of them by that.
         """
         here = self._moved(batch)
         for place, module in zip(self.places, self.modules, strict=True):
@@ -276,7 +217,7 @@ class PipelineEngine:
         loss = torch.empty((), device="meta").requires_grad_()
         # With fewer micro-batches than stages 1F1B is all warm-up, which torch wants said by the other name.
         alternating = len(self.places) == 1 and count >= self.places[0].stages
-        stages = [
+        stages: list[Any] = [
             _Stage(
                 _Runner(partial(self._run, place, module)),
                 place.index,

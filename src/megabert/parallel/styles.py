@@ -21,7 +21,7 @@ from megabert.parallel import regions, streams, vocabulary
 from megabert.parallel.placement import Placed
 
 if TYPE_CHECKING:
-    from megabert.parallel.pipeline import Cut
+    from megabert.parallel.stages import Cut
 
 ENTERING = ("hidden_states", "encoder_hidden_states", "input", "input_tensor")
 """Names of arguments that `enter` converts."""
@@ -30,11 +30,16 @@ ENTERING = ("hidden_states", "encoder_hidden_states", "input", "input_tensor")
 class Plan(Protocol):
     """What a model's plan says; see `models/bert/plan.py`."""
 
-    LAYER: str
-    TENSOR: Mapping[str, str]
-    DROPOUT: Mapping[str, str]
-    SEQUENCE: str
-    STAGES: Cut
+    @property
+    def LAYER(self) -> str: ...  # noqa: D102
+    @property
+    def TENSOR(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def DROPOUT(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def SEQUENCE(self) -> str: ...  # noqa: D102
+    @property
+    def STAGES(self) -> Cut: ...  # noqa: D102
 
 
 def word_for(name: str, table: Mapping[str, str]) -> str | None:

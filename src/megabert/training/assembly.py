@@ -16,15 +16,17 @@ from torch.distributed.device_mesh import DeviceMesh
 from megabert.parallel import streams, weights
 from megabert.parallel.apply import Applied, apply
 from megabert.parallel.mesh import Layout
-from megabert.parallel.pipeline import PipelineEngine, Place, places_of
+from megabert.parallel.pipeline import PipelineEngine, check_interleaving
 from megabert.parallel.reduce import MeshExchange
+from megabert.parallel.stages import Place, places_of
 from megabert.parallel.styles import Plan
 from megabert.parallel.tied import Tie
 from megabert.parallel.weights import Initialise
+from megabert.training.batch_sizes import sizes_of
 from megabert.training.engine import Engine, LocalEngine
 from megabert.training.objective import Objective
 from megabert.training.optim import make_optimizer
-from megabert.training.options import TrainingOptions
+from megabert.training.options import BatchOptions, TrainingOptions
 from megabert.training.precision import Weights, half_of
 from megabert.training.scaler import make_scaler
 from megabert.training.step import TrainingStep
@@ -60,6 +62,18 @@ def check_precision(options: TrainingOptions, layout: Layout) -> None:
         raise ValueError(f"{flag} does not go with --data-parallel-sharding {layout.sharding}: leave one of them out")
 
 
+def check_rounds(options: BatchOptions, layout: Layout) -> None:
+    """Refuse batches that interleaved stages cannot take in equal rounds.
+
+    Raises:
+        ValueError: one of the sizes of a batch is such.
+    """
+    if layout.virtual > 1:
+        sizes = sizes_of(options)
+        for rows in range(sizes.first, sizes.last + 1, sizes.increment):
+            check_interleaving(rows // (options.batch_size * layout.data), layout.pipeline)
+
+
 def make_parallel_step(
     model: nn.Module,
     objective: Objective,
@@ -84,12 +98,15 @@ def make_parallel_step(
     """
     layout, mesh = parallel.layout, parallel.mesh
     check_precision(options, layout)
+    check_rounds(options, layout)
     if initialise is None:
         model.to(device)
     parts, tie = _parts(model, parallel)
     applied = Applied([], {}, set(), layout.sharding == "full")
     for _, part in parts:
-        applied.add(apply(part, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options)))
+        applied.add(
+            apply(part, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options))
+        )
         if initialise is not None:
             weights.fill(
                 part, initialise, seed=options.seed, device=device, places=applied.places, layout=layout,
@@ -98,7 +115,7 @@ def make_parallel_step(
         if prepare is not None:
             prepare(part)
         part.train()
-    trained = Weights(applied.models, options)
+    trained = Weights(applied.models, options, tables=tie.copies if tie is not None else ())
     if tie is not None:
         tie.start_equal(trained.masters)
         trained.publish()

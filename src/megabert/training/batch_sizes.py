@@ -103,9 +103,8 @@ def divided_among(options: Options, readers: int) -> Options:
         ValueError: an update cannot be divided among them.
     """
     each = options.batch_size * readers
-    if options.global_batch_size is None:
-        options = dataclasses.replace(options, global_batch_size=each)
-    sizes = [("--global-batch-size", options.global_batch_size)]
+    whole = options.global_batch_size or each
+    sizes = [("--global-batch-size", whole)]
     if options.rampup_batch_size is not None:
         sizes += zip(("START", "INCREMENT"), options.rampup_batch_size, strict=False)
     for name, rows in sizes:
@@ -114,7 +113,7 @@ def divided_among(options: Options, readers: int) -> Options:
                 f"{name} {rows} is not a multiple of {each} (--batch-size {options.batch_size} on {readers} "
                 f"data-parallel processes); the next one is {-(-rows // each) * each}"
             )
-    return options
+    return dataclasses.replace(options, global_batch_size=whole)
 
 
 def counts_passes(options: BatchOptions) -> bool:

@@ -143,9 +143,7 @@ def backend_of(chosen: str | None, device: torch.device) -> str:
 
 def code_version() -> dict[str, str]:
     """What a rank runs: digests and versions that all ranks must share."""
-    import megabert
-
-    folder = Path(megabert.__file__).parent
+    folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
@@ -174,7 +172,7 @@ def started(
         ValueError: not all processes arrived in time; the missing ranks are named.
     """
     store = _meet(launch, timeout)
-    hosts = _arrive(launch, store, timeout, say)
+    store, hosts = _arrive(launch, store, timeout, say)
     watch = _watch(launch, store, hosts, timeout, program)
     if launch.rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -226,29 +224,64 @@ def _meet(launch: Launch, timeout: timedelta) -> dist.Store:
         ) from None
 
 
-def _arrive(launch: Launch, store: dist.Store, timeout: timedelta, say: Callable[[str], None]) -> list[str]:
-    """Wait for all; rank 0 names those that are late. Returns each rank's host."""
-    store.set(f"arrived/{launch.rank}", launch.host)
+def _arrive(
+    launch: Launch, store: dist.Store, timeout: timedelta, say: Callable[[str], None]
+) -> tuple[dist.Store, list[str]]:
+    """Wait for all; rank 0 names those that are late.
+
+    The store may be one that an earlier attempt has used, so what lies in it is not believed: each process comes with a
+    number of its own, rank 0 answers with those that it saw, and who finds its own confirms.
+
+    Returns:
+        A part of the store that only this attempt uses, and each rank's host.
+    """
+    mine = secrets.token_hex(8)
+    store.set(f"arrived/{launch.rank}", json.dumps([mine, launch.host]))
     if launch.rank:
-        store.wait(["begin"], timeout + timedelta(seconds=10))
-        text = store.get("begin").decode()
-        if not text.startswith("["):
-            raise SystemExit(2)
-        return json.loads(text)
+        return _follow(launch, store, mine, timeout)
+    seen: dict[int, list[str]] = {}
     begin = noticed = time.monotonic()
-    while missing := [rank for rank in range(launch.size) if not store.check([f"arrived/{rank}"])]:
-        names = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
-        if time.monotonic() - begin > timeout.total_seconds():
-            text = f"rank {names} of {launch.size} did not arrive within {timeout.total_seconds():.0f} s"
-            store.set("begin", text)
-            raise ValueError(f"{text}; look at the output of its machine, or raise --distributed-timeout-minutes")
-        if time.monotonic() - noticed > NOTICE_SECONDS:
+    waiting = set(range(1, launch.size))
+    seen[0] = [mine, launch.host]
+    while waiting:
+        changed = False
+        for rank in sorted(waiting):
+            found = json.loads(store.get(f"arrived/{rank}")) if store.check([f"arrived/{rank}"]) else None
+            if found is not None and seen.get(rank) != found:
+                seen[rank], changed = found, True
+        if changed and len(seen) == launch.size:
+            store.set("seen", json.dumps([mine, [seen[rank] for rank in range(launch.size)]]))
+        waiting = {
+            rank for rank in waiting
+            if rank not in seen or not store.check([f"confirmed/{mine}/{rank}/{seen[rank][0]}"])
+        }  # fmt: skip
+        late = sorted(waiting)
+        names = ", ".join(map(str, late[:8])) + (" ..." if len(late) > 8 else "")
+        if waiting and time.monotonic() - begin > timeout.total_seconds():
+            raise ValueError(
+                f"rank {names} of {launch.size} did not arrive within {timeout.total_seconds():.0f} s; look at the "
+                "output of its machine, or raise --distributed-timeout-minutes"
+            )
+        if waiting and time.monotonic() - noticed > NOTICE_SECONDS:
             say(f"waiting for rank {names} of {launch.size}")
             noticed = time.monotonic()
-        time.sleep(0.02)
-    hosts = [store.get(f"arrived/{rank}").decode() for rank in range(launch.size)]
-    store.set("begin", json.dumps(hosts))
-    return hosts
+        time.sleep(0.01)
+    return dist.PrefixStore(mine, store), [seen[rank][1] for rank in range(launch.size)]
+
+
+def _follow(launch: Launch, store: dist.Store, mine: str, timeout: timedelta) -> tuple[dist.Store, list[str]]:
+    """Wait for rank 0's answer."""
+    end = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < end:
+        if store.check(["seen"]):
+            first, seen = json.loads(store.get("seen"))
+            if len(seen) == launch.size and seen[launch.rank][0] == mine:
+                store.set(f"confirmed/{first}/{launch.rank}/{mine}", "1")
+                return dist.PrefixStore(first, store), [host for _, host in seen]
+        time.sleep(0.01)
+    raise ValueError(
+        f"rank {launch.rank} on {launch.host} has waited {timeout.total_seconds():.0f} s for the others to arrive"
+    )
 
 
 def _watch(launch: Launch, store: dist.Store, hosts: list[str], timeout: timedelta, program: str) -> Watch:
@@ -259,7 +292,7 @@ def _watch(launch: Launch, store: dist.Store, hosts: list[str], timeout: timedel
         def shout(line: str) -> None:
             print(f"{program}: error: {line}", file=sys.stderr, flush=True)
 
-        hub = Hub(launch.size, token, silence, shout)
+        hub = Hub(hosts, token, silence, shout)
         store.set("watch", f"{token} {hub.port}")
         return Watch(0, hosts[0], ("127.0.0.1", hub.port), token, silence, hub, first_host=hosts[0])
     token, port = store.get("watch").decode().split()

@@ -46,7 +46,7 @@ class Engine(Protocol):
     def evaluate(self, batch: Batch, read: Share) -> dict[str, Tensor]:
         """`read` of the outputs for a batch, without gradients; the caller has set the evaluation mode.
 
-        A process that computes no loss returns zeros under the same names.
+        A process that computes no loss returns nothing.
         """
         ...
 

@@ -8,7 +8,7 @@ added up in float32, whatever the weights are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,9 +46,12 @@ class Weights:
 
     Args:
         model: the model, or the parts of one that a process holds; names do not repeat among them.
+        tables: names of weights that are copies of an embedding that another process has: they keep its format.
     """
 
-    def __init__(self, model: nn.Module | Sequence[nn.Module], options: PrecisionOptions):
+    def __init__(
+        self, model: nn.Module | Sequence[nn.Module], options: PrecisionOptions, *, tables: Collection[str] = ()
+    ):
         self.modules = [model] if isinstance(model, nn.Module) else list(model)
         self.half = half_of(options)
         self.masters: dict[str, nn.Parameter] = {}
@@ -56,7 +59,7 @@ class Weights:
         self._half_masters: list[Tensor] = []
         self._shards: list[tuple[DTensor, nn.Parameter]] = []
         for module in self.modules:
-            self._convert(module, options)
+            self._convert(module, options, tables)
         self.publish()
 
     @property
@@ -64,8 +67,8 @@ class Weights:
         """The model, or this process's first part of it."""
         return self.modules[0]
 
-    def _convert(self, model: nn.Module, options: PrecisionOptions) -> None:
-        kept = _kept_modules(model, options) if self.half is not None else []
+    def _convert(self, model: nn.Module, options: PrecisionOptions, tables: Collection[str]) -> None:
+        kept = _kept_modules(model, options, tables) if self.half is not None else []
         whole = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
         for module in model.modules():
             if isinstance(module, nn.Linear) and id(module.weight) in whole:
@@ -210,15 +213,17 @@ class Weights:
         self.publish()
 
 
-def _kept_modules(model: nn.Module, options: PrecisionOptions) -> list[nn.Module]:
+def _kept_modules(model: nn.Module, options: PrecisionOptions, tables: Collection[str]) -> list[nn.Module]:
     """The modules whose own weights stay float32."""
     kept = []
+    owners = {name.rpartition(".")[0] for name in tables} if options.fp32_embedding else set()
     for name, module in model.named_modules():
         token_types = isinstance(module, nn.Embedding) and re.search(r"token_?type", name, re.IGNORECASE)
         if (
             (options.fp32_layernorm and is_norm(module))
             or (options.fp32_embedding and isinstance(module, nn.Embedding))
             or (options.fp32_tokentypes and token_types)
+            or name in owners
         ):
             kept.append(module)
     return kept

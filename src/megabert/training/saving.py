@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -30,6 +31,7 @@ class Saver:
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, background: bool):
         self.background = background
+        self.waited = 0.0
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._error: BaseException | None = None
@@ -42,10 +44,13 @@ class Saver:
         Raises:
             OSError: this save (when not in the background) or the one before failed.
         """
+        begin = time.perf_counter()
         self.finish()
         if not self.background:
             write(moment)
+            self.waited += time.perf_counter() - begin
             return
+        self.waited += time.perf_counter() - begin
         self._copied.clear()
         ready = None
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -92,8 +97,10 @@ class Saver:
 
     def settle(self) -> None:
         """Wait until what a running save needs is copied: after that, weights may change."""
-        if self._thread is not None:
+        if self._thread is not None and not self._copied.is_set():
+            begin = time.perf_counter()
             self._copied.wait()
+            self.waited += time.perf_counter() - begin
 
     def finish(self) -> None:
         """Wait until a running save is on the disk.
@@ -108,6 +115,11 @@ class Saver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    @property
+    def running(self) -> bool:
+        """Whether a save is not on the disk yet."""
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def failed(self) -> bool:

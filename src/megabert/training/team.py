@@ -149,4 +149,12 @@ class ManyProcesses:
         """As `Team.checkpoints`."""
         from megabert.training.shared import SharedCheckpoints
 
-        return SharedCheckpoints(folder, keep_last, self.world, self.sharing, self._saves)
+        found = SharedCheckpoints(folder, keep_last, self.world, self.sharing, self._saves)
+
+        def advice() -> str:
+            latest = found.named("latest")
+            return f" (newest checkpoint: {latest}; the same command goes on from it)" if latest else ""
+
+        if self.world.watch.hub is not None:
+            self.world.watch.hub.advice = advice
+        return found

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -76,19 +76,21 @@ class Hub:
     """Rank 0's side: hears of every end, finds the cause, says it once, and tells all.
 
     Args:
-        size: processes in the job.
+        hosts: the machine of each process in the job.
         token: what a process must know to be heard.
         silence: seconds after which a process that says nothing is taken as lost.
         advice: added to the line about a lost process: how to go on.
     """
 
-    def __init__(self, size: int, token: str, silence: float, say: Callable[[str], None] = _shout):
-        self.size = size
+    def __init__(self, hosts: Sequence[str], token: str, silence: float, say: Callable[[str], None] = _shout):
+        self.hosts = hosts
+        self.size = len(hosts)
+        self._begin = time.monotonic()
         self.token = token
         self.silence = silence
         self.say = say
         self.advice: Callable[[], str] = str
-        self._listener = socket.create_server(("", 0), backlog=size)
+        self._listener = socket.create_server(("", 0), backlog=self.size)
         self.port: int = self._listener.getsockname()[1]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -172,6 +174,10 @@ class Hub:
             silent = time.monotonic() - peer.heard
             if silent > self.silence and peer.rank >= 0 and not peer.done and peer.rank not in self._lost:
                 self._lose(peer, f"has not answered for {silent:.0f} s: it is frozen, or its machine is lost")
+        if self._arrived < self.size and time.monotonic() - self._begin > self.silence:
+            missing = set(range(self.size)) - {peer.rank for peer in self._peers.values()} - set(self._lost)
+            for rank in sorted(missing):
+                self._lose(_Peer(rank, self.hosts[rank]), "has not connected: it was killed, or cannot reach rank 0")
 
     def _decided(self) -> bool:
         """Whether it is time to speak: bad news come in a bunch, and the cause may come after what it caused."""

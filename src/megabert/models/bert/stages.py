@@ -1,13 +1,13 @@
 """How the network is cut into stages that run one after the other, whatever head it has.
 
-A stage is the model itself less what other stages hold: some of the layers; the embeddings in the first stage only; the
-last LayerNorm, pooler and head in the last one only. So weights keep the names that they have in the whole model. Between
-two stages flow the hidden states; everything else (masks, positions, labels) every stage reads from the batch.
+A stage is the model itself less what other stages hold: it has some of the layers; the first one has the embeddings,
+the last one the LayerNorm behind the layers, pooler and head. So weights keep the names that they have in the whole
+model. Between two stages flow the hidden states; all else (masks, positions, labels) every stage reads from the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,12 +65,21 @@ def keep(model: MegatronBertPreTrainedModel, layers: range, *, first: bool, last
         return
     base.encoder.ln = nn.Identity()
     base.pooler = None
+    # What is hung on the model's own call (weights gathered before it) acts on stages without a head as well.
+    model.forward = partial(_encode, model)
     for name, child in list(model.named_children()):
         if base is not model and child is not base:
             delattr(model, name)
 
 
-def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: Tensor | None, *, last: bool) -> Any:
+def _encode(model: MegatronBertPreTrainedModel, **inputs: Any) -> Tensor:
+    """What a stage without a head does when it is called: the encoder part of the model, as it was kept."""
+    base: Any = model.base_model
+    forward = partial(type(model).forward, model) if base is model else base
+    return forward(**inputs, use_cache=False, return_dict=True).last_hidden_state
+
+
+def run(model: MegatronBertPreTrainedModel, inputs: dict[str, Tensor], hidden: Tensor | None, *, last: bool) -> Any:
     """Run a stage that `keep` made.
 
     Args:
@@ -81,7 +90,7 @@ def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: T
     Returns:
         [rows, seq, hidden]; of the last stage the whole model's output.
     """
-    whole = dict(inputs)
+    whole: dict[str, Any] = dict(inputs)
     if hidden is not None:
         whole["inputs_embeds"] = hidden.unflatten(0, whole.pop("input_ids").shape[:-1])
     if last:
@@ -89,11 +98,10 @@ def run(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any], hidden: T
     names = ("inputs_embeds" if hidden is not None else "input_ids", *ENCODER_INPUTS)
     choices = inputs["input_ids"].dim() - 2
     rows = {name: whole[name].flatten(0, choices) if choices else whole[name] for name in names if name in whole}
-    base: Any = model.base_model
-    return base(**rows, use_cache=False, return_dict=True).last_hidden_state
+    return model(**rows)
 
 
-def boundary(model: MegatronBertPreTrainedModel, inputs: Mapping[str, Any]) -> tuple[torch.Size, torch.dtype]:
+def boundary(model: MegatronBertPreTrainedModel, inputs: dict[str, Tensor]) -> tuple[torch.Size, torch.dtype]:
     """Shape [rows, seq, hidden] and dtype of the hidden states between two stages for a batch."""
     *rows, length = inputs["input_ids"].shape
     base: Any = model.base_model

@@ -1,0 +1,114 @@
+"""The model of a pretraining run, whole in one process or cut over many, and what trains it."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING
+
+from megabert import config as configuration
+
+if TYPE_CHECKING:
+    import torch
+
+    from megabert import MegatronBertForPreTraining
+    from megabert.commands.pretrain.command import Config
+    from megabert.models.losses import PretrainingObjective
+    from megabert.parallel.mesh import Layout
+    from megabert.tokenization.word_piece import WordPiece
+    from megabert.training.distributed import World
+    from megabert.training.step import TrainingStep
+    from megabert.training.team import Team
+
+
+def layout_for(config: Config, world: World | None) -> Layout:
+    """How the processes of the run share it.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    from megabert.parallel.mesh import layout_of
+
+    fitting = partial(
+        layout_of, config, world.size if world else 1, layers=config.num_layers, heads=config.num_attention_heads,
+        intermediate=config.intermediate_size or 4 * config.hidden_size,
+    )  # fmt: skip
+    fitting(sequence=config.eval_seq_length or config.seq_length)
+    return fitting(sequence=config.seq_length)
+
+
+def agree(world: World, config: Config, identity: dict[str, str], device: torch.device) -> None:
+    """Refuse processes that were started with other flags, data or code; name those that are far slower."""
+    from megabert.training.distributed import code_version
+
+    flags = {
+        f"--{configuration.flag_name(field.name)}": str(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name != "local_rank"
+    }
+    world.agree({**flags, **identity, **code_version()})
+    for line in world.slow_ranks(device):
+        print(line, flush=True)
+
+
+def bare_model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
+    """The model on the meta device: it takes no memory yet."""
+    import torch
+
+    from megabert import MegatronBertForPreTraining
+    from megabert.models.bert.config import make_config
+    from megabert.models.bert.recompute import recomputation_of, set_recomputation
+
+    paired = config.pairs != "none"
+    with torch.device("meta"):
+        model = MegatronBertForPreTraining(
+            make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
+        )
+    model.config.pair_task = config.pairs  # what the sentence-pair head was asked; `predict` says it
+    set_recomputation(model, recomputation_of(config, config.num_layers))
+    return model
+
+
+def alone(
+    model: MegatronBertForPreTraining, config: Config, *, device: torch.device
+) -> tuple[PretrainingObjective, TrainingStep | None, Team | None]:
+    """What the trainer needs when this process has the whole model; the trainer makes its step itself."""
+    import torch
+
+    from megabert.models.losses import PretrainingObjective
+    from megabert.parallel import weights
+
+    weights.fill(model, model._init_weights, seed=config.seed, device=device)
+    torch.manual_seed(config.seed)
+    return PretrainingObjective(config.pairs), None, None
+
+
+def together(
+    layout: Layout, world: World, model: MegatronBertForPreTraining, config: Config, *, device: torch.device
+) -> tuple[PretrainingObjective, TrainingStep | None, Team | None]:
+    """What the trainer needs when this process has a part of the model."""
+    from megabert.models.bert import plan
+    from megabert.models.bert.recompute import recomputation_of, set_recomputation
+    from megabert.models.losses import PretrainingObjective
+    from megabert.parallel import vocabulary
+    from megabert.parallel.mesh import make_mesh
+    from megabert.training.assembly import Parallel, make_parallel_step, seed_streams
+    from megabert.training.team import ManyProcesses, sharing_of
+
+    mesh = make_mesh(layout, device.type)
+    objective = PretrainingObjective(config.pairs)
+    if layout.tensor > 1:
+        cut = {"group": mesh.get_group("tensor"), "vocabulary": int(model.config.vocab_size)}
+        objective = PretrainingObjective(
+            config.pairs, word_loss=partial(vocabulary.summed_cross_entropy, **cut),
+            word_hits=partial(vocabulary.right_guesses, **cut),
+        )  # fmt: skip
+    recomputed = recomputation_of(config, config.num_layers // (layout.pipeline * layout.virtual))
+    tied = plan.STAGES.tied(model) if layout.pipeline > 1 else {}
+    step, applied = make_parallel_step(
+        model, objective, config, Parallel(layout, mesh, plan, config.num_layers, config.overlap_grad_reduce),
+        device=device, initialise=model._init_weights, prepare=partial(set_recomputation, chosen=recomputed),
+    )  # fmt: skip
+    seed_streams(config.seed, mesh)
+    copies = {copy: name for copy, name in tied.items() if copy in applied.places}
+    return objective, step, ManyProcesses(world, sharing_of(layout, world.rank, mesh, applied.places, copies))
