@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -147,6 +148,29 @@ def test_a_lost_process_ends_the_job_with_its_name(rank, number):
     assert len(lines) == 1, [one.errors for one in ended]
     assert f"rank {rank} on {os.uname().nodename}" in lines[0] and "the job ends" in lines[0]
     assert all(one.status == 1 for index, one in enumerate(ended) if index != rank)
+
+
+def waiting_for_nobody():
+    import torch
+    import torch.distributed as dist
+
+    with world(60) as found:
+        print("here", flush=True)
+        sys.stderr.write("here\n")
+        if found.rank == 0:
+            dist.all_reduce(torch.ones(3))
+        time.sleep(60)
+
+
+def test_a_request_to_stop_is_heard_inside_a_collective():
+    job = Job(waiting_for_nobody, 2)
+    while not (job.folder / "0.err").exists() or "here" not in (job.folder / "0.err").read_text():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    job.kill(0, signal.SIGTERM)
+    ended = job.wait(20)
+    assert "rank 0 on" in ended[0].errors and "stopped by SIGTERM" in ended[0].errors
+    assert [one.status for one in ended] == [143, 143]
 
 
 def alone():

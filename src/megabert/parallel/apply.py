@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,8 @@ def _is_sharded(layout: Layout) -> bool:
 
 def _shard(model: nn.Module, plan: Plan, layout: Layout, mesh: DeviceMesh, half: torch.dtype | None) -> None:
     """Let data-parallel processes share the weights, layer by layer; what is in no layer is one more unit."""
+    # What the model returns are views; nothing here changes them in place, which is what the warning is about.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     give_back = layout.sharding == "full"
     for name, module in list(model.named_modules()):

@@ -243,6 +243,15 @@ class MeshExchange:
             and (self.tie is None or name not in self.tie.copies)
         )
 
+    def total(self, numbers: Mapping[str, Tensor]) -> float:
+        """The sum of one number of each weight (by name: of the part here), every part of every weight counted once."""
+        result = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name, number in numbers.items():
+            if self._counts(name):
+                result += number.double()
+        dist.all_reduce(result)
+        return float(result)
+
     def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """The L2 norm of each whole tensor, whose part here lies as the master at its place in `parameters` does."""
         places = [self.places[self.names[id(parameter)]] for parameter in parameters]

@@ -11,6 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+# torch 2.13 has new names for these two and warns of the old ones, which 2.11 has.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def added(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over processes, as a new tensor."""
@@ -38,7 +42,7 @@ def joined(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """The parts [batch, part of seq, ...] of all processes, one after the other: [batch, seq, ...]."""
     local = tensor.transpose(0, 1).contiguous()
     result = local.new_empty(local.shape[0] * group.size(), *local.shape[1:])
-    dist.all_gather_into_tensor(result, local, group=group)
+    _gather(result, local, group=group)
     return result.transpose(0, 1).contiguous()
 
 
@@ -46,7 +50,7 @@ def added_part(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """This process's part of the sum over processes: [batch, seq, ...] -> [batch, seq / processes, ...]."""
     whole = tensor.transpose(0, 1).contiguous()
     result = whole.new_empty(whole.shape[0] // group.size(), *whole.shape[1:])
-    dist.reduce_scatter_tensor(result, whole, group=group)
+    _reduce_scatter(result, whole, group=group)
     return result.transpose(0, 1).contiguous()
 
 

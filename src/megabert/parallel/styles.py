@@ -63,6 +63,12 @@ def placements(model: nn.Module, plan: Plan, *, tensor: int, sharded: bool) -> d
                 continue
             if word in ("column", "row") and parameter.shape[cut] % tensor:
                 raise ValueError(f"{name}.{own} {list(parameter.shape)} does not divide among {tensor} processes")
+            if sharded and parameter.shape[cut] % tensor:
+                # A DTensor cannot say where the data-parallel parts of uneven tensor-parallel parts lie.
+                raise ValueError(
+                    f"a vocabulary of {parameter.shape[cut]} entries does not divide among {tensor} tensor-parallel "
+                    f"processes, which sharded weights need: say --make-vocab-size-divisible-by {tensor} or a multiple"
+                )
             cuts[id(parameter)] = cut
     return {
         name: Placed(tuple(parameter.shape), cuts.get(id(parameter)), sharded)

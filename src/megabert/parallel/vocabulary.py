@@ -104,7 +104,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor, group: ProcessGroup, vo
             f"labels of shape {list(labels.shape)} do not fit logits of shape {list(logits.shape)}, which are the part "
             f"[{begin}, {end}) of a vocabulary of {vocabulary}"
         )
-    rows = logits.reshape(-1, logits.shape[-1])
+    rows = logits.reshape(labels.numel(), logits.shape[-1])
     return SummedCrossEntropy.apply(rows, labels.reshape(-1).long(), group, begin)  # type: ignore[return-value]
 
 

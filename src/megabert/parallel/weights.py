@@ -30,14 +30,14 @@ def fill(
     places: Mapping[str, Placed] | None = None,
     layout: Layout | None = None,
     rank: int = 0,
-    names: Mapping[str, str] | None = None,
 ) -> None:
     """Give a model on the meta device memory on `device`, and its initial weights.
 
     Args:
-        model: the model or a part of it; its parameters have their local shapes (or are `fully_shard`'s).
+        model: the model or a part of it, with the whole's names; its parameters have their local shapes (or are
+            `fully_shard`'s).
         places: of each parameter; left out, all are whole.
-        names: module name here -> its name in the whole model, where they differ.
+        rank: of this process, where there are places.
     """
     layout = layout or Layout()
     _give_memory(model, device)
@@ -46,7 +46,7 @@ def fill(
     done: set[int] = set()
     try:
         for name, module in _children_first(model):
-            torch.manual_seed(mixed("weights", seed, (names or {}).get(name, name)))
+            torch.manual_seed(mixed("weights", seed, name))
             _fill_module(module, initialise, by_parameter, done, layout.place(rank), layout)
     finally:
         torch.set_rng_state(before)

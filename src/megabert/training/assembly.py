@@ -82,7 +82,6 @@ def make_parallel_step(
     *,
     device: torch.device,
     initialise: Initialise | None,
-    names: dict[str, str] | None = None,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> tuple[TrainingStep, Applied]:
     """`training.step.make_step` for a model that many processes share.
@@ -90,7 +89,6 @@ def make_parallel_step(
     Args:
         model: on the meta device; or with its whole weights, which are kept, and no `initialise`.
         initialise: draws a module's own weights; see `parallel.weights.fill`.
-        names: module name -> its name in the whole model, where they differ.
         prepare: called with the model as it is here, or with each of its stages: sets recomputation, for example.
 
     Raises:
@@ -110,7 +108,7 @@ def make_parallel_step(
         if initialise is not None:
             weights.fill(
                 part, initialise, seed=options.seed, device=device, places=applied.places, layout=layout,
-                rank=dist.get_rank(), names=names,
+                rank=dist.get_rank(),
             )  # fmt: skip
         if prepare is not None:
             prepare(part)

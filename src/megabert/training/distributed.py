@@ -41,6 +41,7 @@ class World:
         rank, size: of this process among all.
         hosts: the machine of each rank.
         watch: ends the job when a process is lost.
+        timeout: of each collective.
         control: a gloo group of all ranks, for small numbers on the CPU.
     """
 
@@ -51,6 +52,7 @@ class World:
         self.size = launch.size
         self.hosts = tuple(hosts)
         self.watch = watch
+        self.timeout = timeout
         self._store = dist.PrefixStore("megabert", store)
         self._turn = 0
         dist.init_process_group(
@@ -72,7 +74,7 @@ class World:
         self._turn += 1
         if self.rank == 0:
             yield
-            self._store.set(key, b"1")
+            self._store.set(key, "1")
             return
         while not self._store.check([key]):
             time.sleep(0.05)

@@ -135,6 +135,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def total(self, numbers: Mapping[str, Tensor]) -> float:
+        """The sum of one number of each weight (by name: of the part here), every part of every weight counted once."""
+        ...
+
     def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """The L2 norm of each whole tensor, whose part here lies as the master of `parameters` at its place does."""
         ...
@@ -171,6 +175,10 @@ class Alone:
         # One transfer for all numbers: on a GPU this is the only place where the host waits.
         numbers = torch.stack([*(value.float() for value in losses.values()), norm.float()]).tolist()
         return dict(zip(losses, numbers[:-1], strict=True)), numbers[-1]
+
+    def total(self, numbers: Mapping[str, Tensor]) -> float:
+        """As `Exchange.total`."""
+        return float(torch.stack([number.double() for number in numbers.values()]).sum()) if numbers else 0.0
 
     def lengths(self, parameters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """As `Exchange.lengths`."""

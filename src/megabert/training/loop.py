@@ -224,7 +224,7 @@ class Trainer:
         if self.weight_decay.style != "constant":
             numbers["weight_decay"] = weight_decay
         if self.options.log_params_norm:
-            numbers["params_norm"] = float(torch.nn.utils.get_total_norm([*self.train_step.weights.masters.values()]))
+            numbers["params_norm"] = self.train_step.params_norm()
         if report.zeros is not None:
             numbers["zeros_in_grad"] = report.zeros
         return numbers

@@ -38,7 +38,7 @@ class Saver:
         self._copies: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
         self._hook = optimizer.register_step_pre_hook(lambda *_: self.settle())
 
-    def start(self, moment: Snapshot, write: Callable[[Snapshot], None]) -> None:
+    def start(self, moment: Snapshot, write: Callable[[Snapshot], object]) -> None:
         """Save a moment: `write` is given it, or a copy; waits for an earlier save first.
 
         Raises:
@@ -61,7 +61,7 @@ class Saver:
         )
         self._thread.start()
 
-    def _work(self, moment: Snapshot, write: Callable[[Snapshot], None], ready: torch.cuda.Event | None) -> None:
+    def _work(self, moment: Snapshot, write: Callable[[Snapshot], object], ready: torch.cuda.Event | None) -> None:
         try:
             try:
                 copy = self._copy(moment, ready)

@@ -89,7 +89,7 @@ class TrainingStep:
         finite_loss = all(math.isfinite(value) for value in losses.values())
         skipped = not (finite_loss and math.isfinite(norm))
         fault = "" if not skipped else self._fault(losses, finite_loss)
-        zeros = sum(int((gradient == 0).sum()) for gradient in gradients) if self.count_zeros else None
+        zeros = self._zeros() if self.count_zeros else None
         if not skipped:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -122,6 +122,16 @@ class TrainingStep:
             for name, count in self.objective.counts(batch).items():
                 counts[name] = counts.get(name, 0) + int(count)
         return self.exchange.totals(counts)
+
+    def _zeros(self) -> int:
+        """How many numbers of the gradient are 0."""
+        gradients = {name: master.grad for name, master in self.weights.masters.items()}
+        return int(self.exchange.total({name: (one == 0).sum() for name, one in gradients.items() if one is not None}))
+
+    def params_norm(self) -> float:
+        """The L2 norm of all weights."""
+        masters = self.weights.masters
+        return self.exchange.total({name: master.detach().square().sum() for name, master in masters.items()}) ** 0.5
 
     def _fault(self, losses: dict[str, float], finite_loss: bool) -> str:
         if not finite_loss:

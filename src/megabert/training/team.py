@@ -127,7 +127,9 @@ class ManyProcesses:
         self.sums = sharing.tensor_rank == 0
         self.counts = self.sums and sharing.pipeline_rank == 0
         # Saves run beside the training: their messages need a group of their own.
-        self._saves = dist.new_group(backend="gloo")
+        saves = dist.new_group(backend="gloo", timeout=world.timeout)
+        assert isinstance(saves, dist.ProcessGroup)
+        self._saves = saves
 
     def add(self, numbers: Sequence[float]) -> list[float]:
         """As `Team.add`; exact for whole numbers below 2**53."""

@@ -286,23 +286,33 @@ class Watch:
         """In this context SIGTERM waits for worse news before it ends the job.
 
         A launcher that sees one process die sends SIGTERM to the others at once; then the line to say is the one about
-        the death.
+        the death. The signal is heard even while the main thread waits in a collective; where another handler has been
+        set in the meantime, as training does, it is that one's.
         """
-
-        def wait(number: int, _: FrameType | None) -> None:
-            name = signal.Signals(number).name
-            timer = threading.Timer(CAUSE_SECONDS, self.fail, (f"stopped by {name}", 128 + number), {"cause": True})
-            timer.daemon = True
-            timer.start()
-
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+
+        def wait(number: int, _: FrameType | None) -> None:
+            """The thread that hears the signal does what is to be done."""
+
+        def hear() -> None:
+            while heard := reading.recv(1):
+                if heard[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is wait:
+                    time.sleep(CAUSE_SECONDS)
+                    self.fail("stopped by SIGTERM", 128 + signal.SIGTERM, cause=True)
+
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        threading.Thread(target=hear, name="megabert-watch-signals", daemon=True).start()
         before = signal.signal(signal.SIGTERM, wait)
+        number_before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(number_before)
             signal.signal(signal.SIGTERM, before)
+            writing.close()
 
     def close(self) -> None:
         """Say that this process ended well; rank 0 waits for all others to say so."""
