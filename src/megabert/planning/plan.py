@@ -140,8 +140,8 @@ def ideal_of(subject: Subject, hardware: Hardware, assemble: Assemble) -> tuple[
 def search(subject: Subject, hardware: Hardware, assemble: Assemble) -> list[Plan]:
     """Plans of the layouts of the world size that fit the device, fastest first.
 
-    Tensor sizes go up to a node, with sequence parallelism; each with the shortest pipeline (up to 16 stages) that fits,
-    and with the first of these that does: nothing spared, sharded optimizer, recomputation, both.
+    Tensor sizes go up to a node, with sequence parallelism; each with the shortest pipeline (up to 16 stages) that
+    fits, and with the first of these that does: nothing spared, sharded optimizer, recomputation, both.
     """
     found = []
     for tensor in _powers(min(hardware.gpus, subject.layout.world)):
