@@ -23,6 +23,7 @@ VERBS = {
     "pretrain": "train a Megatron BERT from text or indexed files",
     "predict": "fill masks, or judge whether a sentence follows another",
     "convert": "turn a checkpoint of any format into one of another",
+    "plan": "tell memory, messages and speed of a run on any number of GPUs, before running it",
     "inspect": "say what a checkpoint, a data set or a run folder holds",
 }
 
