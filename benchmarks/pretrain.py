@@ -3,6 +3,7 @@
 Ours is the package's own training step (bfloat16 weights, float32 masters). Theirs is `MegatronBertForPreTraining` in a
 plain loop under bfloat16 autocast. Both: fused AdamW, clipping at 1.0, the same dropout, labels at the same places.
 Counted are real tokens, padding is not. The losses of both at the same weights must agree before anything is timed.
+Peak memory is that of a process of its own for each side, which makes the model and a few steps and nothing else.
 
     python benchmarks/pretrain.py --output bench.json
 """
@@ -10,19 +11,22 @@ Counted are real tokens, padding is not. The losses of both at the same weights 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers
 from torch import Tensor
 
 from megabert import MegatronBertForPreTraining, runtime
-from megabert.config import option, parse
+from megabert.config import flag_name, option, parse
 from megabert.models.bert.config import make_config
 from megabert.models.losses import PretrainingObjective
 from megabert.models.options import ModelOptions
@@ -31,6 +35,7 @@ from megabert.training.step import make_step
 
 VOCABULARY = 30522
 LEARNING_RATE = 1e-4
+MEMORY_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,9 @@ class BenchmarkOptions:
     threads: int = option(0, "CPU threads; 0: what PyTorch chooses", minimum=0)
     seed: int = option(1234, "seed of rows and weights")
     output: Path | None = option(None, "write the result as JSON to this file", example="bench.json")
+    memory_of: Literal["megabert", "transformers"] | None = option(
+        None, "only make some steps of this side, and print the memory of the process in MiB: before, and at its peak"
+    )
 
 
 def make_rows(options: BenchmarkOptions) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
@@ -84,19 +92,25 @@ def make_rows(options: BenchmarkOptions) -> tuple[dict[str, Tensor], dict[str, T
     return ours, theirs, int(lengths.sum())
 
 
-def make_models(options: BenchmarkOptions) -> tuple[MegatronBertForPreTraining, torch.nn.Module]:
-    """Our model and Transformers', with the same weights."""
+def make_ours(options: BenchmarkOptions) -> MegatronBertForPreTraining:
+    """Our model."""
     torch.manual_seed(options.seed)
-    sizes = ModelOptions(
+    return MegatronBertForPreTraining(make_config(sizes_of(options), VOCABULARY))
+
+
+def make_theirs(options: BenchmarkOptions) -> torch.nn.Module:
+    """Transformers' model, with weights of its own."""
+    plain = make_config(sizes_of(options), VOCABULARY).to_dict()
+    return transformers.MegatronBertForPreTraining(transformers.MegatronBertConfig.from_dict(plain))
+
+
+def sizes_of(options: BenchmarkOptions) -> ModelOptions:
+    """The network that both sides have."""
+    return ModelOptions(
         num_layers=options.num_layers, hidden_size=options.hidden_size,
         num_attention_heads=options.num_attention_heads, max_position_embeddings=options.seq_length,
         hidden_dropout=options.dropout, attention_dropout=options.dropout,
     )  # fmt: skip
-    ours = MegatronBertForPreTraining(make_config(sizes, VOCABULARY))
-    plain = make_config(sizes, VOCABULARY).to_dict()
-    theirs = transformers.MegatronBertForPreTraining(transformers.MegatronBertConfig.from_dict(plain))
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
 
 
 def losses_at_the_start(
@@ -116,6 +130,13 @@ def losses_at_the_start(
     if abs(loss - their_loss) > 1e-3 * their_loss:
         raise ValueError(f"the losses at the same weights differ: ours {loss}, theirs {their_loss}")
     return loss, their_loss
+
+
+def our_step(model: torch.nn.Module, rows: dict[str, Tensor]) -> Callable[[], object]:
+    """The package's own training step."""
+    training = TrainingOptions(bf16=True, lr=LEARNING_RATE, clip_grad=1.0, weight_decay=0.01)
+    train_step = make_step(model, PretrainingObjective("sop"), training)
+    return lambda: train_step([rows], LEARNING_RATE)
 
 
 def their_step(model: torch.nn.Module, rows: dict[str, Tensor]) -> Callable[[], None]:
@@ -150,16 +171,54 @@ def matmul_rate(width: int) -> float:
     return 2 * left.numel() * 4 * width / seconds(lambda: torch.nn.functional.linear(left, right), 10) / 1e9
 
 
+def resident_mib() -> float:
+    """The largest memory that this process held so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss, which on Linux starts with the size of the process that started this one.
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure_memory(options: BenchmarkOptions) -> dict[str, float]:
+    """Make one side's model and three steps in this process, and nothing else."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows, their_rows, _ = make_rows(options)
+    before = resident_mib()
+    if options.memory_of == "megabert":
+        seconds(our_step(make_ours(options), rows), MEMORY_STEPS)
+    else:
+        seconds(their_step(make_theirs(options), their_rows), MEMORY_STEPS)
+    return {"before": before, "peak": resident_mib()}
+
+
+def memory_in_a_process(options: BenchmarkOptions, side: str) -> dict[str, float]:
+    """`measure_memory` of one side, in a process that has done nothing else.
+
+    Raises:
+        ValueError: the process failed.
+    """
+    flags = {key: value for key, value in asdict(options).items() if key not in ("memory_of", "output")}
+    command = [sys.executable, __file__, "--memory-of", side]
+    for name, value in flags.items():
+        command += [f"--{flag_name(name)}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"measuring the memory of {side} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def run(options: BenchmarkOptions) -> dict[str, object]:
     """Measure; returns what `--output` writes."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    memory = {name: memory_in_a_process(options, name) for name in ("megabert", "transformers")}
     rows, their_rows, tokens = make_rows(options)
-    ours, theirs = make_models(options)
+    ours, theirs = make_ours(options), make_theirs(options)
+    theirs.load_state_dict(ours.state_dict())
     loss, their_loss = losses_at_the_start(ours, theirs, rows, their_rows)
-    training = TrainingOptions(bf16=True, lr=LEARNING_RATE, clip_grad=1.0, weight_decay=0.01)
-    train_step = make_step(ours, PretrainingObjective("sop"), training)
-    sides = {"megabert": lambda: train_step([rows], LEARNING_RATE), "transformers": their_step(theirs, their_rows)}
+    sides = {"megabert": our_step(ours, rows), "transformers": their_step(theirs, their_rows)}
     for step in sides.values():
         seconds(step, 2)
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -174,6 +233,8 @@ def run(options: BenchmarkOptions) -> dict[str, object]:
         "matmul_gflops": round(matmul_rate(options.hidden_size), 1),
         "real_tokens": tokens, "filled": tokens / (options.batch_size * options.seq_length),
         "loss_at_start": {"megabert": loss, "transformers": their_loss},
+        "memory_mib": memory,
+        "memory_ratio": memory["megabert"]["peak"] / memory["transformers"]["peak"],
         "tokens_per_second": rates,
         "median": {name: statistics.median(rate) for name, rate in rates.items()},
         "ratio_of_each_turn": [ours / theirs for ours, theirs in pairs],
@@ -196,6 +257,10 @@ def show(result: dict) -> str:
         lines.append(f"{name:<16}{result['median'][name]:>10,.0f}{min(rate):>10,.0f}{max(rate):>10,.0f}")
     turns = result["ratio_of_each_turn"]
     lines.append(f"{'ratio':<16}{result['ratio']:>10.2f}{min(turns):>10.2f}{max(turns):>10.2f}")
+    lines.append(f"{'memory in MiB':<16}{'peak':>10}{'before':>10}")
+    for name, memory in result["memory_mib"].items():
+        lines.append(f"{name:<16}{memory['peak']:>10,.0f}{memory['before']:>10,.0f}")
+    lines.append(f"{'ratio':<16}{result['memory_ratio']:>10.2f}")
     return "\n".join(lines)
 
 
@@ -203,6 +268,9 @@ def main() -> int:
     """The program; returns the exit status."""
     try:
         options = parse(BenchmarkOptions, sys.argv[1:], program="benchmarks/pretrain.py", description=__doc__ or "")
+        if options.memory_of is not None:
+            print(json.dumps(measure_memory(options)))
+            return 0
         result = run(options)
         if options.output is not None:
             with runtime.atomic_write(options.output) as file:

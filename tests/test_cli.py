@@ -1,7 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from megabert import cli
 
@@ -44,3 +47,27 @@ def test_help_needs_no_torch():
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["pretrain", "--help"], [], ["inspect", "--json", "FOLDER"], ["inspect", "FOLDER"]]
+)
+def test_a_reader_that_goes_away_ends_a_command_quietly(arguments, tmp_path):
+    """As under `megabert ... | head -1`: the status of SIGPIPE, and not a word."""
+    (tmp_path / "config.json").write_text('{"model_type": "megatron-bert"}')
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    given = [str(tmp_path) if argument == "FOLDER" else argument for argument in arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "megabert", *given]
+    done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_an_error(capsys):
+    def command() -> int:
+        raise BrokenPipeError(32, "Broken pipe", "a socket")
+
+    assert cli.to_the_end(command) == 2
+    assert "a socket" in capsys.readouterr().err

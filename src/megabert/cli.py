@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from megabert import config as configuration
+
+CLOSED_PIPE = 128 + 13
 
 VERBS = {
     "demo": "the whole job on built-in text, in a few minutes, with no download",
@@ -53,9 +56,41 @@ def fail(program: str, error: Exception) -> int:
     return 2
 
 
+def _has_no_reader() -> bool:
+    """Whether standard output is a pipe (or socket) that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False  # standard output is no file
+    return bool(poll.poll(0))
+
+
+def to_the_end(command: Callable[[], int]) -> int:
+    """Run `command` and flush what it printed; its exit status, or 141 when nobody reads standard output any more.
+
+    That is the status that a shell gives a program that was ended by SIGPIPE, as `head` and `less` end others.
+    """
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError as error:
+        if not _has_no_reader():
+            return fail("megabert", error)  # another pipe broke
+        # What is still in the buffer would be tried once more, and complained about, when Python ends.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0 done, 2 a mistake of the user, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one verb and return the exit status: 0 done, 2 a mistake of the user, 130 interrupted, 141 closed pipe."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return to_the_end(lambda: _main(given))
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -74,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = configuration.parse(module.Config, arguments[1:], program=program, description=module.__doc__ or "")
         module.run(config)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return fail(program, error)
     except KeyboardInterrupt:

@@ -100,6 +100,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file)  # argparse's own says nothing when nobody reads
+
 
 def _number(text: str) -> float:
     """Read `1e-4` or `2**32` (Megatron's documents write the loss scale so)."""
@@ -181,13 +184,9 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind) -> None:
 def _make_parser(config_class: type, program: str, description: str) -> _Parser:
     names = " ".join(field.name.upper() for field in dataclasses.fields(config_class) if field.metadata["positional"])
     parser = _Parser(
-        prog=program,
-        usage=f"{program} {names + ' ' if names else ''}[flags]",
-        description=description,
-        allow_abbrev=False,
-        add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+        prog=program, usage=f"{program} {names + ' ' if names else ''}[flags]", description=description,
+        allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     general = parser.add_argument_group("general")
     general.add_argument("-h", "--help", action="help", help="show this text and exit")
     general.add_argument("--config", type=Path, metavar="FILE.toml", default=argparse.SUPPRESS,

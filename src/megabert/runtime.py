@@ -1,4 +1,4 @@
-"""What every room needs: atomic files, and durations in words. Nothing here imports torch."""
+"""What every room needs: atomic files, permissions, and durations in words. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def usual_permissions(path: Path) -> None:
+    """Give a file the permissions that `open` would have given it: some libraries make theirs readable to one user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def duration(seconds: float) -> str:

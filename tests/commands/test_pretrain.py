@@ -171,6 +171,46 @@ def test_half_precisions_run(corpus, finished, tmp_path, precision):
             assert half["lm_loss"] == pytest.approx(full["lm_loss"], abs=0.05)
 
 
+def test_files_have_the_usual_permissions(finished):
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert {str(path) for path in files if path.stat().st_mode & 0o777 != 0o666 & ~mask} == set()
+
+
+def test_an_old_command_line_with_all_that_grows(corpus, finished, tmp_path):
+    """Ramp-up, weight decay, recomputation, separate validation data read in its own way."""
+    separate = tmp_path / "valid.jsonl"
+    separate.write_text(corpus.read_text().replace('"text"', '"body"'))
+    folder = tmp_path / "grown"
+    flags = (
+        "--global-batch-size 12 --rampup-batch-size 4 4 40 --train-samples 100 --start-weight-decay 0 "
+        "--end-weight-decay 0.1 --weight-decay-incr-style linear --checkpoint-activations --checkpoint-num-layers 2 "
+        "--eval-text-key body --eval-seq-length 16 --eval-max-preds-per-seq 3 --log-interval 1 --data-impl mmap "
+        "--no-masked-softmax-fusion --log-params-norm"
+    ).split()
+    arguments = [*SMALL, *flags, "--valid-data", str(separate), "--tokenizer", str(finished / "model")]
+    assert cli.main(["pretrain", *arguments, "--train-data", str(corpus), "--save", str(folder)]) == 0
+    lines = [line for line in metrics(folder) if "lr" in line]
+    assert [line["batch_size"] for line in lines] == [4] * 5 + [8] * 3 + [12] * 4
+    assert lines[-1]["samples"] == 92 and lines[-1]["weight_decay"] == pytest.approx(0.1 * 80 / 100)
+    assert any("valid_lm_loss" in line for line in metrics(folder))
+    assert "train_samples = 100" in (folder / "run.toml").read_text()
+
+
+def test_passes_over_the_data_are_a_length(corpus, finished, tmp_path, capsys):
+    folder = tmp_path / "passes"
+    flags = [word for word in SMALL if word != "--train-iters" and word != "30"]
+    arguments = [*flags, "--epochs", "2", "--tokenizer", str(finished / "model"), "--train-data", str(corpus)]
+    assert cli.main(["pretrain", *arguments, "--save", str(folder)]) == 0
+    said = capsys.readouterr().out
+    rows = int(said.split("train ")[1].split(",")[0].replace(",", ""))
+    assert metrics(folder)[-1]["step"] == -(-2 * rows // 4)
+    assert "epochs = 2" in (folder / "run.toml").read_text()
+    assert cli.main(["pretrain", "--config", str(folder / "run.toml")]) == 0
+
+
 def fails(capsys, arguments: list[str], *parts: str) -> None:
     """The command exits with status 2 and one line that holds `parts`."""
     assert cli.main(["pretrain", *SMALL, *arguments]) == 2

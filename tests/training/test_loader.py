@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from megabert.training.batch_sizes import BatchSizes
 from megabert.training.loader import Batches, collate, evaluation_batches
 
 from .toy import ToyRows
@@ -25,12 +26,16 @@ class Numbered:
 
 
 def batches(rows=None, **changes):
-    values = {"micro_batch": 2, "global_batch": 6, "start": 0, "stop": 30, "workers": 0, "device": CPU}
+    values = {"micro_batch": 2, "sizes": BatchSizes(6, 1, 0, 6), "start": 0, "stop": 30, "workers": 0, "device": CPU}
     return Batches(rows or Numbered(), **{**values, **changes})
 
 
 def indices(reader):
     return [[batch["index"].tolist() for batch in update] for update in reader]
+
+
+def flat(reader):
+    return [[row for batch in update for row in batch] for update in indices(reader)]
 
 
 def test_an_update_is_the_next_rows_cut_into_micro_batches():
@@ -46,6 +51,14 @@ def test_order_does_not_depend_on_workers_and_starts_anywhere():
     assert os.getpid() not in {int(process) for update in shared for batch in update for process in batch["process"]}
     assert indices(batches(start=12)) == alone[2:]
     assert not multiprocessing.active_children()
+
+
+def test_updates_grow_while_the_batch_is_ramped_up():
+    growing = BatchSizes(first=2, increment=2, ramp=8, last=6)
+    seen = flat(batches(stop=20, sizes=growing))
+    # per step of the ramp 4 rows: 2 rows at 0 and 2, 4 rows at 4, then (8 rows, not more than 8, were read) 6
+    assert seen == [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11, 12, 13], [14, 15, 16, 17, 18, 19]]
+    assert seen[3:] == flat(batches(start=8, stop=20, sizes=growing))
 
 
 def test_training_asks_for_rows_beyond_one_pass():

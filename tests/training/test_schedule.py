@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megabert.training.schedule import Schedule, make_schedule
+from megabert.training.schedule import Schedule, WeightDecay, make_schedule, make_weight_decay
 
 from .toy import options
 
@@ -92,8 +92,60 @@ def test_lengths_in_samples():
         ({"lr_decay_style": "WSD", "lr_wsd_decay_iters": 29}, "--lr-wsd-decay-iters"),
         ({"global_batch_size": 6}, "--global-batch-size: 6 is not a multiple"),
         ({"train_samples": 3}, "--train-samples: 3 is less"),
+        ({"use_checkpoint_lr_scheduler": True, "override_lr_scheduler": True}, "exclude each other"),
     ],
 )
 def test_refuses_what_does_not_go_together(changes, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(options(**changes))
+
+
+@pytest.mark.parametrize(
+    ("style", "samples", "expected"),
+    [
+        ("linear", 0, 0.02),
+        ("linear", 250, 0.02 + 0.08 * 0.25),
+        ("linear", 1000, 0.1),
+        ("linear", 1001, 0.1),
+        ("cosine", 0, 0.02),
+        ("cosine", 250, 0.02 + 0.08 * 0.5 * (1 - math.sqrt(0.5))),
+        ("cosine", 500, 0.06),
+        ("cosine", 1000, 0.1),
+        ("cosine", 9999, 0.1),
+    ],
+)
+def test_weight_decay_by_hand(style, samples, expected):
+    assert WeightDecay(0.02, 0.1, 1000, style)(samples) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_weight_decay_grows_over_the_whole_run_in_samples():
+    made = make_weight_decay(
+        options(
+            weight_decay_incr_style="linear", start_weight_decay=0.0, end_weight_decay=0.2, train_iters=50,
+            global_batch_size=8, lr_decay_iters=20,
+        )
+    )  # fmt: skip
+    assert made.length == 400 and made(100) == pytest.approx(0.05)
+    assert make_weight_decay(options(weight_decay=0.3))(10**9) == 0.3
+    ramped = options(
+        weight_decay_incr_style="cosine", start_weight_decay=0.0, end_weight_decay=0.2, train_iters=None,
+        train_samples=999, rampup_batch_size=(4, 4, 30), global_batch_size=16,
+    )  # fmt: skip
+    assert make_weight_decay(ramped).length == make_schedule(ramped).decay == 999
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_weight_decay": 0.1}, "--start-weight-decay goes with"),
+        ({"weight_decay_incr_style": "linear", "end_weight_decay": 0.1}, "needs --start-weight-decay"),
+        ({"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1}, "needs --end-weight-decay"),
+        (
+            {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1, "end_weight_decay": 0.01},
+            "is below --start-weight-decay",
+        ),
+    ],
+)
+def test_weight_decay_that_does_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_weight_decay(options(**changes))

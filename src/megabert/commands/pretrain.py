@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Literal
 from megabert import config as configuration
 from megabert.config import option
 from megabert.data.options import DataOptions
-from megabert.models.options import ModelOptions
+from megabert.models.options import ModelOptions, RecomputeOptions
 from megabert.tokenization.options import TokenizerOptions
+from megabert.training.former_flags import FormerFlags, check_former_flags
 from megabert.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ SUMMARY = "train a Megatron BERT from text or indexed files"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingOptions, DataOptions, TokenizerOptions, ModelOptions):
+class Config(TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, RecomputeOptions, FormerFlags):
     """The command."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train; auto takes a GPU when there is one")
@@ -92,18 +93,27 @@ def run(config: Config) -> None:
 
 def _check(config: Config) -> None:
     """What no single flag shows, before any work is done."""
+    from megabert.training.batch_sizes import counts_passes
     from megabert.training.options import check_precision
-    from megabert.training.schedule import make_schedule
+    from megabert.training.schedule import make_schedule, make_weight_decay
 
+    check_former_flags(
+        config, head_width=config.hidden_size / config.num_attention_heads, log_interval=config.log_interval,
+        half=config.fp16 or config.bf16,
+    )  # fmt: skip
     check_precision(config)
-    make_schedule(config)
+    if not counts_passes(config):  # else the data tells the length; the trainer looks then
+        make_schedule(config)
+        make_weight_decay(config)
     if not config.train_data:
         raise ValueError("--train-data is missing: name text files, prefixes of indexed data, or builtin")
-    if config.seq_length > config.max_position_embeddings:
-        raise ValueError(
-            f"--seq-length {config.seq_length} is longer than the {config.max_position_embeddings} positions that have "
-            f"an embedding; lower it, or say --max-position-embeddings {config.seq_length}"
-        )
+    config.of("valid_data")
+    for flag, length in (("--seq-length", config.seq_length), ("--eval-seq-length", config.eval_seq_length or 0)):
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"{flag} {length} is longer than the {config.max_position_embeddings} positions that have an "
+                f"embedding; lower it, or say --max-position-embeddings {length}"
+            )
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"--num-attention-heads {config.num_attention_heads} does not divide --hidden-size {config.hidden_size}"
@@ -165,16 +175,18 @@ def _data(
     """Indexed data for each flag, and the rows made of it."""
     from megabert.data import sources
     from megabert.data.blend import make_sets
-    from megabert.training.options import evaluation_rows_of, rows_of, steps_of
+    from megabert.training.batch_sizes import counts_passes, rows_in_run
+    from megabert.training.options import evaluation_rows_of
 
     indexed = {
-        field: sources.index(what, tokenizer, config, cache=cache, workers=config.workers) if what else []
+        field: sources.index(what, tokenizer, config.of(field), cache=cache, workers=config.workers) if what else []
         for field, what in named.items()
     }
     evaluated = evaluation_rows_of(config)
     sets = make_sets(
         config, tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
-        test=indexed["test_data"], num_samples=(steps_of(config) * rows_of(config), evaluated, evaluated),
+        test=indexed["test_data"],
+        num_samples=(None if counts_passes(config) else rows_in_run(config), evaluated, evaluated),
     )  # fmt: skip
     return indexed, sets
 
@@ -206,14 +218,14 @@ def _device(config: Config) -> torch.device:
 def _model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
     from megabert import MegatronBertForPreTraining
     from megabert.models.bert.config import make_config
+    from megabert.models.bert.recompute import recomputation_of, set_recomputation
 
     paired = config.pairs != "none"
     model = MegatronBertForPreTraining(
         make_config(config, tokenizer.vocabulary_size, pad_token_id=tokenizer.pad_id, add_binary_head=paired)
     )
     model.config.pair_task = config.pairs  # what the sentence-pair head was asked; `predict` says it
-    if config.checkpoint_activations:
-        model.gradient_checkpointing_enable()
+    set_recomputation(model, recomputation_of(config, config.num_layers))
     return model
 
 

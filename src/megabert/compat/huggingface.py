@@ -107,8 +107,14 @@ def _is_result(folder: Path) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status, as `megabert` does."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    return cli.to_the_end(lambda: _main(given))
+
+
+def _main(given: list[str]) -> int:
     try:
         run(configuration.parse(Config, given, program=PROGRAM, description=__doc__ or ""))
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         return cli.fail(PROGRAM, error)
     except SystemExit as stop:

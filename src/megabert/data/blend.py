@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # The greedy choice is written down for so many samples and then begins again: weights are kept to one in a million.
 _BLEND_PERIOD = 1 << 20
+_FIELDS = ("train_data", "valid_data", "test_data")
 _NAMES = ("training data", "validation data", "test data")
 
 
@@ -258,10 +259,11 @@ def make_sets(
         if not separate and number and not shares[number]:
             made.append(None)
             continue
+        chosen = options.of(_FIELDS[number]) if separate else options
         try:
             made.append(
                 _make_mixed(
-                    sources, opened, vocabulary, options, seed=seed, shares=portion, number=number,
+                    sources, opened, vocabulary, chosen, seed=seed, shares=portion, number=number,
                     num_samples=num_samples[number],
                 )
             )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from megabert.config import option
 
@@ -35,6 +36,17 @@ class DataOptions:
         "separated by commas or slashes", example="90,5,5",
     )  # fmt: skip
     text_key: str = option("text", "the JSON key that holds the text", aliases=("json-keys",), example="abstract")
+    eval_text_key: str | None = option(
+        None, "the JSON key of the text in --valid-data and --test-data; left out, --text-key", example="body"
+    )
+    eval_seq_length: int | None = option(
+        None, "longest sample of --valid-data and --test-data, in tokens; left out, --seq-length", minimum=8,
+        example="512",
+    )  # fmt: skip
+    eval_max_preds_per_seq: int | None = option(
+        None, "most tokens to predict in a sample of --valid-data and --test-data; left out, --max-preds-per-seq",
+        minimum=1,
+    )  # fmt: skip
     loose_json: bool = option(
         False, "insist on one JSON object a line; without the flag the format of each file is detected"
     )
@@ -85,3 +97,21 @@ class DataOptions:
     def pairs(self) -> Literal["sop", "nsp", "none"]:
         """The sentence-pair task after both spellings are read."""
         return self.pair_task if self.bert_binary_head else "none"
+
+    def of(self, field: str) -> Self:
+        """The options as they hold for the data of `train_data`, `valid_data` or `test_data`.
+
+        Raises:
+            ValueError: options for separate evaluation data, and there is none.
+        """
+        changes = {
+            name: getattr(self, f"eval_{name}")
+            for name in ("text_key", "seq_length", "max_preds_per_seq")
+            if getattr(self, f"eval_{name}") is not None
+        }
+        if changes and not (self.valid_data or self.test_data):
+            flag = f"--eval-{next(iter(changes)).replace('_', '-')}"
+            raise ValueError(
+                f"{flag} is for --valid-data and --test-data; data that --split takes off is read as the rest"
+            )
+        return self if field == "train_data" else dataclasses.replace(self, **changes)

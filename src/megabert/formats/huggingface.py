@@ -160,6 +160,7 @@ def write(model: PreTrainedModel, tokenizer: Tokenizer | None, folder: Path) -> 
             tokenizer.save(temporary)
             _tell_longest(temporary / "tokenizer_config.json", model.config.max_position_embeddings)
         for path in temporary.iterdir():
+            runtime.usual_permissions(path)
             _sync(path)
         runtime.sync_folder(temporary)
         if folder.exists():

@@ -68,9 +68,42 @@ class ModelOptions:
     untie_embeddings_and_output_weights: bool = option(
         False, "give the masked-word head a matrix of its own instead of the word embedding"
     )
-    attention_implementation: Literal["auto", "sdpa", "eager", "flex", "flash"] = option(
+    attention_implementation: Literal["auto", "sdpa", "fused", "eager", "unfused", "local", "flex", "flash"] = option(
         "auto",
-        "attention kernel: auto and sdpa are PyTorch's (with this package's own on a CPU in training), eager writes "
-        "every matrix out, flex and flash are FlexAttention and FlashAttention 2 and need a GPU",
+        "attention kernel: auto, sdpa and fused are PyTorch's (with this package's own on a CPU in training); eager, "
+        "unfused and local write every matrix out; flex and flash are FlexAttention and FlashAttention 2 and need a "
+        "GPU",
         aliases=("attention-backend",),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeOptions:
+    """Memory for work: what is computed again in the backward pass instead of being kept."""
+
+    checkpoint_activations: bool = option(
+        False,
+        "compute the activations of each layer again in the backward pass instead of keeping them: less memory, about "
+        "a third more work; the same as --recompute-granularity full",
+    )
+    recompute_activations: bool = option(
+        False, "compute only the attention weights again: the same as --recompute-granularity selective"
+    )
+    recompute_granularity: Literal["full", "selective"] | None = option(
+        None,
+        "full keeps the input of layers (or of groups of layers), selective all but what the attention makes between "
+        "its queries, keys and values and its result; left out, everything is kept",
+    )
+    recompute_method: Literal["uniform", "block"] | None = option(
+        None,
+        "which layers, with full: uniform keeps the input of every --recompute-num-layers layers, block computes the "
+        "first --recompute-num-layers layers again, each for itself, and keeps the others; left out, uniform",
+        aliases=("activations-checkpoint-method",),
+    )
+    recompute_num_layers: int = option(
+        1,
+        "layers in a group (uniform), or layers computed again (block)",
+        aliases=("checkpoint-num-layers", "activations-checkpoint-num-layers"),
+        example="4",
+        minimum=1,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 from megabert.tokenization import word_piece
-from megabert.tokenization.options import TokenizerOptions
+from megabert.tokenization.options import OTHER_MODEL_TYPES, OTHER_TYPES, TokenizerOptions, TokenizerType
 from megabert.tokenization.word_piece import WordPiece
 
 # The vocabulary of each casing is one file, byte for byte, for every size of BERT and for Megatron's BERT.
@@ -29,6 +30,7 @@ def open_tokenizer(options: TokenizerOptions) -> WordPiece | None:
     Raises:
         ValueError: options that contradict each other; a tokenizer that is not found, or not good.
     """
+    _check_type(options)
     given = {
         "--tokenizer": options.tokenizer,
         "--vocab-file": options.vocab_file,
@@ -52,6 +54,23 @@ def open_tokenizer(options: TokenizerOptions) -> WordPiece | None:
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from None
     return word_piece.load(path, lower_case)
+
+
+def _check_type(options: TokenizerOptions) -> None:
+    """Refuse tokenizers that are not WordPiece, and names that are none."""
+    known = typing.get_args(TokenizerType)
+    if options.tokenizer_type in OTHER_TYPES:
+        raise ValueError(
+            f"--tokenizer-type: {options.tokenizer_type} is not read; BERT's tokenizers here are {', '.join(known)}: "
+            "name a vocabulary with --tokenizer"
+        )
+    if options.tokenizer_type not in known:
+        raise ValueError(f"--tokenizer-type: {options.tokenizer_type!r} is not one of {', '.join(known)}")
+    if options.tokenizer_model_type in OTHER_MODEL_TYPES:
+        raise ValueError(
+            f"--tokenizer-model-type: {options.tokenizer_model_type} is a kind of SentencePiece model, which is not "
+            "read; name a WordPiece vocabulary, such as bert-large-uncased"
+        )
 
 
 def wanted_lower_case(options: TokenizerOptions) -> bool | None:

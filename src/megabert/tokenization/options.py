@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 from typing import Literal
 
 from megabert.config import option
 
 TokenizerType = Literal["BertWordPieceTokenizer", "BertWordPieceLowerCase", "BertWordPieceCase"]
+OTHER_TYPES = ("SentencePieceTokenizer", "CharacterLevelTokenizer", "GPT2BPETokenizer")
+"""Megatron's tokenizers that are not WordPiece."""
+OTHER_MODEL_TYPES = ("bpe", "char", "unigram", "word")
+"""What --tokenizer-model-type says of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,10 +34,11 @@ class TokenizerOptions:
     tokenizer_model_type: str | None = option(
         None, "name of a vocabulary: the same as --tokenizer NAME", example="bert-large-uncased"
     )
-    tokenizer_type: TokenizerType = option(
+    tokenizer_type: str = option(
         "BertWordPieceTokenizer",
         "BertWordPieceLowerCase lowers letters and drops accents, BertWordPieceCase keeps both, "
         "BertWordPieceTokenizer does what the tokenizer's own files say, or what its entries show",
+        metavar="{" + ",".join(typing.get_args(TokenizerType)) + "}",
     )
     cased: bool | None = option(
         None,

@@ -1,6 +1,7 @@
 """Batches in a fixed, resumable order.
 
-Update `k` of a run reads the rows `[k * B, (k + 1) * B)`, cut into micro-batches. Which process prepares a row, and
+An update reads the rows behind those of the one before, cut into micro-batches; how many these are may depend on where
+it begins (`batch_sizes`). Which process prepares a row, and
 when, changes nothing, since a row is a pure function of its index.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from megabert.training.batch_sizes import BatchSizes
 from megabert.training.objective import Batch
 
 
@@ -115,13 +117,14 @@ class Batches:
     Args:
         rows: where the rows come from.
         micro_batch: rows in a micro-batch.
-        global_batch: rows in an update, a multiple of `micro_batch`.
+        sizes: rows in each update, all of them multiples of `micro_batch`.
         start, stop: rows `[start, stop)` are read; whole updates only.
         workers: processes that prepare rows ahead; 0 prepares them here.
         device: batches for a GPU are put into pinned memory.
         stack: how rows become a batch; it may leave out what is padding in all of them.
 
     Attributes:
+        place: the first row of the next update.
         waited: seconds that the reader waited for rows so far.
     """
 
@@ -130,15 +133,16 @@ class Batches:
         rows: Rows,
         *,
         micro_batch: int,
-        global_batch: int,
+        sizes: BatchSizes,
         start: int,
         stop: int,
         workers: int,
         device: torch.device,
         stack: Stack = stacked,
     ):
-        assert global_batch % micro_batch == 0 and (stop - start) % global_batch == 0
-        self.per_update = global_batch // micro_batch
+        self.micro_batch = micro_batch
+        self.sizes = sizes
+        self.place = start
         self.device = device
         self.waited = 0.0
         self._batches = iter(_make_loader(rows, _Cuts(start, stop, micro_batch), workers, stack))
@@ -153,9 +157,12 @@ class Batches:
             ValueError, OSError: as raised by the rows.
         """
         begin = time.perf_counter()
+        size = self.sizes.at(self.place)
+        assert size % self.micro_batch == 0
         batches: list[Batch] = []
-        for _ in range(self.per_update):
+        for _ in range(size // self.micro_batch):
             batches.append(_to_batch(self._next(), self.device))
+        self.place += size
         self.waited += time.perf_counter() - begin
         return batches
 

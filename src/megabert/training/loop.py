@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from megabert.training import resume, snapshot
+from megabert.training.batch_sizes import sizes_of, steps_of, with_updates
 from megabert.training.evaluate import Evaluation, evaluate
 from megabert.training.loader import Batches, Rows, Stack, evaluation_batches, stacked
 from megabert.training.meter import Meter, count_real_tokens
 from megabert.training.objective import Batch, Objective
-from megabert.training.options import TrainingOptions, evaluation_rows_of, rows_of, steps_of
-from megabert.training.schedule import make_schedule
+from megabert.training.options import TrainingOptions, evaluation_rows_of
+from megabert.training.schedule import Schedule, WeightDecay, make_schedule, make_weight_decay
 from megabert.training.signals import StopRequest
-from megabert.training.sinks import Console, JsonLines, Sink, TensorBoard, draw_losses
+from megabert.training.sinks import Sink, draw_losses, open_sinks
 from megabert.training.snapshot import Progress
 from megabert.training.step import StepReport, make_step
 
@@ -88,15 +89,16 @@ class Trainer:
         self.objective = objective
         self.train_rows = train_rows
         self.valid_rows = valid_rows if valid_rows is not None and len(valid_rows) and options.eval_iters else None
-        self.options = options
+        self.options = options = with_updates(options, len(train_rows))
         self.folder = folder
         self.identity = {**(identity or {}), "optimizer": options.optimizer}
         self.count_tokens = count_tokens
         self.stack = stack
         self.say = say
-        self.rows = rows_of(options)
+        self.sizes = sizes_of(options)
         self.steps = steps_of(options)
         self.schedule = make_schedule(options)
+        self.weight_decay = make_weight_decay(options)
         self.train_step = make_step(model, objective, options, device=device)
         self.device = self.train_step.device
         self.checkpoints = resume.Checkpoints(folder / "checkpoints", options.keep_last)
@@ -119,7 +121,7 @@ class Trainer:
         with self.checkpoints.alone():
             self.checkpoints.prepare()
             self._restore()
-            self._open_sinks()
+            self._sinks = open_sinks(self.folder, self.options, self.steps, after=self.progress.step, say=self.say)
             batches = self._open_batches()
             try:
                 with StopRequest() as request:
@@ -169,24 +171,35 @@ class Trainer:
         micro_batches = next(batches)
         tokens = sum(self.count_tokens(batch) for batch in micro_batches)
         learning_rate = self.schedule(progress.learned)
-        report = self.train_step(micro_batches, learning_rate)
+        weight_decay = self.weight_decay(progress.learned)
+        report = self.train_step(micro_batches, learning_rate, weight_decay)
         seconds, waited = time.perf_counter() - begin, batches.waited - waited
         self._check_fault(report)
         progress.step += 1
-        progress.samples += self.rows
+        rows = self.sizes.at(progress.samples)
+        progress.samples += rows
         if not report.skipped:
-            progress.learned += self.rows
+            progress.learned += rows
         self.meter.add(report, tokens, seconds, waited)
         if progress.step % self.options.log_interval == 0 or progress.step == self.steps:
-            self._write(
-                self.meter.line(
-                    step=progress.step,
-                    samples=progress.samples,
-                    learning_rate=learning_rate,
-                    loss_scale=report.loss_scale,
-                    left=self.steps - progress.step,
-                )
-            )
+            record = self.meter.line(
+                step=progress.step, samples=progress.samples, learning_rate=learning_rate,
+                loss_scale=report.loss_scale, left=self.steps - progress.step,
+            )  # fmt: skip
+            self._write(record | self._asked_for(report, rows, weight_decay))
+
+    def _asked_for(self, report: StepReport, rows: int, weight_decay: float) -> dict[str, float]:
+        """What a line says only when a flag makes it worth saying."""
+        numbers: dict[str, float] = {}
+        if not self.sizes.constant:
+            numbers["batch_size"] = rows
+        if self.weight_decay.style != "constant":
+            numbers["weight_decay"] = weight_decay
+        if self.options.log_params_norm:
+            numbers["params_norm"] = float(torch.nn.utils.get_total_norm([*self.train_step.weights.masters.values()]))
+        if report.zeros is not None:
+            numbers["zeros_in_grad"] = report.zeros
+        return numbers
 
     def _check_fault(self, report: StepReport) -> None:
         """Stop on a loss or gradient that is not finite, or when there were too many in a row to go on."""
@@ -251,6 +264,8 @@ class Trainer:
                 "progress": asdict(self.progress),
                 "meter": self.meter.state(),
                 "scaler": self.train_step.scaler.state(),
+                "schedule": asdict(self.schedule),
+                "weight_decay": asdict(self.weight_decay),
             },
         )
         if self.options.save_optim:
@@ -286,6 +301,9 @@ class Trainer:
             self.progress = Progress(**found.state["progress"])
             self.meter.load(found.state["meter"])
             self._load_scale(found.state["scaler"])
+            if self.options.use_checkpoint_lr_scheduler:
+                self.schedule = Schedule(**found.state["schedule"])
+                self.weight_decay = WeightDecay(**found.state["weight_decay"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path / 'state.json'} does not fit this run: {error!r}") from None
         if self.options.load_optim:
@@ -312,35 +330,13 @@ class Trainer:
         if not tensors:
             raise ValueError(f"{path} was saved without its {what}; {flag} goes on without it")
 
-    def _open_sinks(self) -> None:
-        self._sinks = [
-            Console(self.steps, self.say),
-            JsonLines(self.folder / "metrics.jsonl", after=self.progress.step),
-        ]
-        if self.options.tensorboard:
-            try:
-                place = self.options.tensorboard_dir or self.folder / "tensorboard"
-                self._sinks.append(TensorBoard(place, after=self.progress.step))
-            except ImportError:
-                # The option's help says that there are no events then; who named a folder waits for them.
-                if self.options.tensorboard_dir is not None:
-                    raise ValueError(
-                        "--tensorboard-dir: TensorBoard is not installed; pip install tensorboard"
-                    ) from None
-
     def _open_batches(self) -> Batches:
         start = self.progress.samples
         left = max(0, self.steps - self.progress.step)
         return Batches(
-            self.train_rows,
-            micro_batch=self.options.batch_size,
-            global_batch=self.rows,
-            start=start,
-            stop=start + left * self.rows,
-            workers=self.options.num_workers,
-            device=self.device,
-            stack=self.stack,
-        )
+            self.train_rows, micro_batch=self.options.batch_size, sizes=self.sizes, start=start,
+            stop=self.sizes.after(start, left), workers=self.options.num_workers, device=self.device, stack=self.stack,
+        )  # fmt: skip
 
     def _write(self, record: dict[str, Any]) -> None:
         for sink in self._sinks:

@@ -26,7 +26,7 @@ def undecayed(model: nn.Module) -> set[str]:
 
 
 def parameter_groups(weights: Weights, weight_decay: float) -> list[dict[str, Any]]:
-    """The masters in two groups: decayed, and not decayed; `names` tells which is which."""
+    """The masters in two groups: decayed, and not decayed; `names` and `decayed` tell which is which."""
     exempt = undecayed(weights.model)
     groups = []
     for decayed in (True, False):
@@ -37,6 +37,7 @@ def parameter_groups(weights: Weights, weight_decay: float) -> list[dict[str, An
                     "params": [weights.masters[name] for name in names],
                     "names": names,
                     "weight_decay": weight_decay if decayed else 0.0,
+                    "decayed": decayed,
                 }
             )
     return groups
@@ -48,7 +49,8 @@ def make_optimizer(weights: Weights, options: OptimizerOptions) -> torch.optim.O
     Raises:
         ValueError: the model has nothing to train.
     """
-    groups = parameter_groups(weights, options.weight_decay)
+    start = options.start_weight_decay
+    groups = parameter_groups(weights, options.weight_decay if start is None else start)
     if not groups:
         raise ValueError("the model has no weights to train: every parameter has requires_grad=False")
     betas = (options.adam_beta1, options.adam_beta2)

@@ -8,6 +8,8 @@ from typing import Literal
 
 from megabert.config import option
 
+DEFAULT_UPDATES = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
@@ -27,8 +29,26 @@ class BatchOptions:
         example="256",
         minimum=1,
     )
-    train_iters: int = option(
-        1_000_000, "updates of the weights in the whole run", aliases=("max-steps",), example="20000", minimum=1
+    rampup_batch_size: tuple[int, ...] | None = option(
+        None,
+        "begin with updates of START rows and add INCREMENT rows at equal distances, until --global-batch-size is "
+        "reached after SAMPLES rows; only with --train-samples",
+        metavar="START INCREMENT SAMPLES",
+        example="32 32 1000000",
+    )
+    train_iters: int | None = option(
+        None,
+        f"updates of the weights in the whole run; left out, {DEFAULT_UPDATES:,}; with --epochs, in each epoch",
+        aliases=("max-steps",),
+        example="20000",
+        minimum=1,
+    )
+    epochs: int | None = option(
+        None,
+        "length of the run in passes over the training rows, in place of --train-iters; with --train-iters N, as in "
+        "2019, the run has N updates in each epoch",
+        example="3",
+        minimum=1,
     )
     train_samples: int | None = option(
         None,
@@ -100,11 +120,27 @@ class OptimizerOptions:
     lr_wsd_decay_samples: int | None = option(
         None, "as --lr-wsd-decay-iters, in rows; only with --train-samples", minimum=1
     )
+    use_checkpoint_lr_scheduler: bool = option(
+        False, "go on with the schedules of learning rate and weight decay that the checkpoint was saved under"
+    )
     override_lr_scheduler: bool = option(
-        True, "accepted for old command lines: the flags given now always set the schedule", hidden=True
+        False,
+        "accepted for old command lines: without --use-checkpoint-lr-scheduler the flags given now set the schedules",
+        hidden=True,
     )
     weight_decay: float = option(
         0.01, "decay of all weights but biases and LayerNorm, per update and unit of learning rate", minimum=0
+    )
+    start_weight_decay: float | None = option(
+        None, "weight decay of the first update, with --weight-decay-incr-style linear or cosine", minimum=0
+    )
+    end_weight_decay: float | None = option(
+        None, "weight decay of the last update, with --weight-decay-incr-style linear or cosine", minimum=0
+    )
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = option(
+        "constant",
+        "shape of the way from --start-weight-decay to --end-weight-decay over the run; constant stays at "
+        "--weight-decay",
     )
     clip_grad: float = option(
         1.0, "gradients are scaled down to this global L2 norm when theirs is larger; 0 leaves them", minimum=0
@@ -119,7 +155,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionOptions:
-    """Number formats and memory."""
+    """Number formats."""
 
     fp16: bool = option(False, "compute in float16, with float32 master weights and a loss scale")
     bf16: bool = option(False, "compute in bfloat16, with float32 master weights")
@@ -143,12 +179,6 @@ class PrecisionOptions:
         "accepted for old command lines: gradients are always added up in float32",
         aliases=("fp32-allreduce",),
         hidden=True,
-    )
-    checkpoint_activations: bool = option(
-        False,
-        "compute the activations of each layer again in the backward pass instead of keeping them: less memory, about "
-        "a third more work",
-        aliases=("recompute-activations",),
     )
     compile: bool = option(False, "run the model through torch.compile: a slow start, then faster steps")
 
@@ -206,6 +236,14 @@ class RunOptions:
     tensorboard_dir: Path | None = option(
         None, "where TensorBoard events go; left out, tensorboard/ in the run folder", metavar="FOLDER"
     )
+    log_learning_rate_to_tensorboard: bool = option(
+        True, "write the learning rate into TensorBoard events too", aliases=("no-log-learnig-rate-to-tensorboard",)
+    )
+    log_loss_scale_to_tensorboard: bool = option(True, "write the loss scale into TensorBoard events too")
+    log_params_norm: bool = option(False, "add the L2 norm of all weights to the lines of metrics")
+    log_num_zeros_in_grad: bool = option(
+        False, "add the number of zeros in the gradient of the last update to the lines of metrics"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,20 +263,6 @@ def check_precision(options: PrecisionOptions) -> None:
         raise ValueError(
             f"--initial-loss-scale: {options.initial_loss_scale} is below --min-loss-scale {options.min_loss_scale}"
         )
-
-
-def steps_of(options: BatchOptions) -> int:
-    """The number of updates in the whole run, from --train-samples when given, else --train-iters.
-
-    Raises:
-        ValueError: fewer samples than one global batch.
-    """
-    if options.train_samples is None:
-        return options.train_iters
-    rows = rows_of(options)
-    if options.train_samples < rows:
-        raise ValueError(f"--train-samples: {options.train_samples} is less than one global batch of {rows} rows")
-    return options.train_samples // rows
 
 
 def evaluation_rows_of(options: TrainingOptions) -> int:

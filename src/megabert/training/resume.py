@@ -225,7 +225,9 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     tensors = {"model": snapshot.weights, "optimizer": snapshot.optimizer, "random": snapshot.random}
     for name, part in tensors.items():
         plain = {key: tensor.detach().contiguous() for key, tensor in part.items()}
-        safetensors.torch.save_file(plain, folder / f"{name}.safetensors", metadata={"format": "pt"})
+        path = folder / f"{name}.safetensors"
+        safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+        runtime.usual_permissions(path)
     state = {"version": 1, "identity": snapshot.identity, "state": snapshot.state}
     (folder / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     sums = {name: _digest(folder / name, sync=True) for name in _FILES}

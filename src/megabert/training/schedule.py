@@ -1,4 +1,4 @@
-"""Learning rates: Megatron's schedules from v2 on, as a pure function of the samples that were learned from.
+"""Learning rates and weight decay: Megatron's schedules from v2 on, as pure functions of the samples learned from.
 
 Source: Megatron-LM, `opt_param_scheduler.py`. Counting samples instead of updates makes a schedule independent of the
 batch size. Only updates that were made count, so a skipped one does not advance it.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megabert.training.options import TrainingOptions, rows_of, steps_of
+from megabert.training.batch_sizes import rows_in_run
+from megabert.training.options import TrainingOptions, rows_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ def _length(name: str, iterations: int | None, samples: int | None, rows: int, b
     return samples if iterations is None else iterations * rows
 
 
+def _samples_of(options: TrainingOptions) -> int:
+    """The length of the run in samples: as it was given, although the last ones may not fill an update."""
+    rows = rows_in_run(options)
+    return options.train_samples or rows
+
+
 def make_schedule(options: TrainingOptions) -> Schedule:
     """The schedule that the flags ask for.
 
@@ -79,8 +86,7 @@ def make_schedule(options: TrainingOptions) -> Schedule:
     rows = rows_of(options)
     by_samples = options.train_samples is not None
     decay = _length("lr-decay", options.lr_decay_iters, options.lr_decay_samples, rows, by_samples)
-    steps = steps_of(options)
-    decay = decay or options.train_samples or steps * rows
+    decay = decay or _samples_of(options)
     warmup = _length("lr-warmup", options.lr_warmup_iters, options.lr_warmup_samples, rows, by_samples)
     if warmup is None:
         warmup = int(options.warmup * decay)
@@ -96,6 +102,10 @@ def make_schedule(options: TrainingOptions) -> Schedule:
             f"--lr-wsd-decay-iters: {wsd} samples do not fit into the {decay - warmup} between the end of the warm-up "
             "and the end of the decay"
         )
+    if options.use_checkpoint_lr_scheduler and options.override_lr_scheduler:
+        raise ValueError(
+            "--use-checkpoint-lr-scheduler and --override-lr-scheduler exclude each other: give one of them"
+        )
     if options.min_lr > options.lr:
         raise ValueError(f"--min-lr: {options.min_lr} is over --lr {options.lr}")
     if options.lr_warmup_init > options.lr:
@@ -104,3 +114,45 @@ def make_schedule(options: TrainingOptions) -> Schedule:
         highest=options.lr, lowest=options.min_lr, initial=options.lr_warmup_init, warmup=warmup, decay=decay,
         style=options.lr_decay_style, wsd_style=options.lr_wsd_decay_style, wsd_decay=wsd,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightDecay:
+    """A weight decay for each number of samples; `length` is in samples."""
+
+    start: float
+    end: float
+    length: int
+    style: str = "constant"
+
+    def __call__(self, samples: int) -> float:
+        """The weight decay of an update that is made after `samples` samples were learned from."""
+        if self.style == "constant" or samples > self.length:
+            return self.end
+        share = samples / self.length
+        if self.style == "cosine":
+            share = 0.5 * (math.cos(math.pi * (1.0 - share)) + 1.0)
+        return self.start + (self.end - self.start) * share
+
+
+def make_weight_decay(options: TrainingOptions) -> WeightDecay:
+    """The weight decay that the flags ask for.
+
+    Raises:
+        ValueError: a start or an end without a style, or a style without both.
+    """
+    start, end, style = options.start_weight_decay, options.end_weight_decay, options.weight_decay_incr_style
+    length = _samples_of(options)
+    if style == "constant":
+        if start is not None or end is not None:
+            flag = "--start-weight-decay" if start is not None else "--end-weight-decay"
+            raise ValueError(
+                f"{flag} goes with --weight-decay-incr-style linear or cosine; constant has --weight-decay"
+            )
+        return WeightDecay(options.weight_decay, options.weight_decay, length)
+    if start is None or end is None:
+        missing = "--start-weight-decay" if start is None else "--end-weight-decay"
+        raise ValueError(f"--weight-decay-incr-style {style} needs {missing}")
+    if end < start:
+        raise ValueError(f"--end-weight-decay: {end} is below --start-weight-decay {start}")
+    return WeightDecay(start, end, length, style)

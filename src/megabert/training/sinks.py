@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from megabert import runtime
+from megabert.training.options import RunOptions
 
 Record = Mapping[str, Any]
 
@@ -145,19 +146,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class TensorBoard:
     """Events for TensorBoard; every number of a record under its own name.
 
+    Args:
+        after: events of a later step are taken back.
+        without: keys of records that are left out.
+
     Raises:
         ImportError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, *, after: int):
+    def __init__(self, folder: Path, *, after: int, without: Collection[str] = ()):
         from torch.utils.tensorboard import SummaryWriter
 
+        self._without = {"step", *without}
         self._writer = SummaryWriter(str(folder), purge_step=after + 1)
 
     def write(self, record: Record) -> None:
         """Write one event for each number."""
         for key, value in record.items():
-            if key != "step" and isinstance(value, int | float):
+            if key not in self._without and isinstance(value, int | float):
                 group = "validation" if key.startswith("valid_") else "training"
                 self._writer.add_scalar(f"{group}/{key.removeprefix('valid_')}", value, record["step"])
 
@@ -168,6 +174,28 @@ class TensorBoard:
     def close(self) -> None:
         """Close the file."""
         self._writer.close()
+
+
+def open_sinks(folder: Path, options: RunOptions, steps: int, *, after: int, say: Callable[[str], None]) -> list[Sink]:
+    """All that the options ask for, going on after the step `after` of a run of `steps`.
+
+    Raises:
+        ValueError: a folder for TensorBoard was named, and TensorBoard is not installed.
+        OSError: a file cannot be written.
+    """
+    sinks: list[Sink] = [Console(steps, say), JsonLines(folder / "metrics.jsonl", after=after)]
+    if not options.tensorboard:
+        return sinks
+    wanted = {"lr": options.log_learning_rate_to_tensorboard, "loss_scale": options.log_loss_scale_to_tensorboard}
+    without = [key for key, value in wanted.items() if not value]
+    try:
+        place = options.tensorboard_dir or folder / "tensorboard"
+        sinks.append(TensorBoard(place, after=after, without=without))
+    except ImportError:
+        # The option's help says that there are no events then; who named a folder waits for them.
+        if options.tensorboard_dir is not None:
+            raise ValueError("--tensorboard-dir: TensorBoard is not installed; pip install tensorboard") from None
+    return sinks
 
 
 def draw_losses(metrics: Path, picture: Path) -> None:

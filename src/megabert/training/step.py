@@ -30,6 +30,7 @@ class StepReport:
         loss_scale: the scale that the step ran under.
         skipped: the weights were left as they were, because a loss or gradient was not finite.
         fault: why, when that cannot be the loss scale's doing: one clause for the user; empty otherwise.
+        zeros: how many numbers of the gradient are 0; None when they were not counted.
     """
 
     losses: dict[str, float]
@@ -37,6 +38,7 @@ class StepReport:
     loss_scale: float
     skipped: bool
     fault: str
+    zeros: int | None = None
 
 
 class TrainingStep:
@@ -45,6 +47,7 @@ class TrainingStep:
     Args:
         forward: what is called in place of the model, e.g. the compiled model.
         clip_grad: largest global L2 norm of the gradient; 0 for no limit.
+        count_zeros: count the zeros of the gradient, for the report.
         device: where batches are moved to.
     """
 
@@ -56,6 +59,7 @@ class TrainingStep:
         scaler: Scaler,
         *,
         clip_grad: float,
+        count_zeros: bool = False,
         device: torch.device,
         forward: Callable[..., Any] | None = None,
     ):
@@ -64,11 +68,17 @@ class TrainingStep:
         self.optimizer = optimizer
         self.scaler = scaler
         self.clip_grad = clip_grad
+        self.count_zeros = count_zeros
         self.device = device
         self.forward = weights.model if forward is None else forward
 
-    def __call__(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepReport:
-        """Make one update from a batch that is cut into micro-batches. The model is in training mode."""
+    def __call__(
+        self, micro_batches: Sequence[Batch], learning_rate: float, weight_decay: float | None = None
+    ) -> StepReport:
+        """Make one update from a batch that is cut into micro-batches. The model is in training mode.
+
+        Without `weight_decay` it stays what it was.
+        """
         sums = self.accumulate(micro_batches)
         gradients = self.weights.gradients()
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
@@ -79,11 +89,16 @@ class TrainingStep:
         finite_loss = all(math.isfinite(value) for value in losses.values())
         skipped = not (finite_loss and math.isfinite(norm))
         fault = "" if not skipped else self._fault(losses, finite_loss)
+        zeros = sum(int((gradient == 0).sum()) for gradient in gradients) if self.count_zeros else None
         if not skipped:
-            self._update(gradients, norm / scale, learning_rate)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+                if group["decayed"] and weight_decay is not None:
+                    group["weight_decay"] = weight_decay
+            self._update(gradients, norm / scale)
         self.weights.clear()
         self.scaler.update(overflow=skipped)
-        return StepReport(losses, norm / scale, scale, skipped, fault)
+        return StepReport(losses, norm / scale, scale, skipped, fault, zeros)
 
     def accumulate(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Leave the (scaled) gradient of the whole batch in the masters; return each term's mean loss, as tensors."""
@@ -114,13 +129,11 @@ class TrainingStep:
         return "" if self.scaler.catches_overflow else "the gradient is not finite"
 
     @torch.no_grad()
-    def _update(self, gradients: list[Tensor], norm: float, learning_rate: float) -> None:
+    def _update(self, gradients: list[Tensor], norm: float) -> None:
         """Unscale, clip, step on the masters, round into the model."""
         coefficient = 1.0 / self.scaler.scale
         if self.clip_grad > 0:
             coefficient *= min(1.0, self.clip_grad / (norm + 1e-6))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults["fused"]
         if coefficient != 1.0 and not fused:
             torch._foreach_mul_(gradients, coefficient)
@@ -151,6 +164,7 @@ def make_step(
         make_optimizer(weights, options),
         make_scaler(options),
         clip_grad=options.clip_grad,
+        count_zeros=options.log_num_zeros_in_grad,
         device=place,
         forward=torch.compile(model) if options.compile else None,
     )

@@ -13,7 +13,8 @@ from transformers import MegatronBertConfig
 from megabert.models.options import ModelOptions
 
 KERNELS = {
-    "auto": "sdpa", "sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "flash": "flash_attention_2",
+    "auto": "sdpa", "sdpa": "sdpa", "fused": "sdpa", "eager": "eager", "unfused": "eager", "local": "eager",
+    "flex": "flex_attention", "flash": "flash_attention_2",
 }  # fmt: skip
 TANH_GELU = "gelu_pytorch_tanh"
 

@@ -1,4 +1,4 @@
-"""The stack of layers, the base class that all heads share, and `MegatronBertModel`.
+"""The base class that all heads share, and `MegatronBertModel`.
 
 Classes, arguments, outputs and state-dict keys are those of Transformers' Megatron BERT; the network inside is ours.
 """
@@ -13,105 +13,24 @@ import torch
 from torch import Tensor, nn
 from transformers import MegatronBertConfig
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import logging
 
 from megabert.models.bert.config import settings
 from megabert.models.bert.heads import MegatronBertLMPredictionHead
-from megabert.models.bert.layers import (
-    LayerNorm,
-    MegatronBertEmbeddings,
-    MegatronBertLayer,
-    MegatronBertPooler,
-    OutputLinear,
-    places,
-)
-from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask, rows_of_mask
-
-logger = logging.get_logger(__name__)
+from megabert.models.bert.layers import MegatronBertEmbeddings, MegatronBertPooler, OutputLinear, places
+from megabert.models.bert.stack import MegatronBertEncoder
+from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask
 
 Opener = Callable[[Any, Mapping[str, Any]], tuple[MegatronBertConfig, dict[str, Tensor]] | None]
 """(path or name, keywords of `from_pretrained`) -> config and weights by Transformers' names; None: not one of its."""
 
 UNDIVIDED = ["MegatronBertEmbeddings", "MegatronBertLayer"]
 """Modules that `device_map` keeps on one device."""
-
-
-class MegatronBertEncoder(nn.Module):
-    """The layers and the LayerNorm after the last one."""
-
-    def __init__(self, config: MegatronBertConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.layer = nn.ModuleList([MegatronBertLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.ln = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.gradient_checkpointing = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that the layers compute in: that of their matrices."""
-        if len(self.layer) == 0:
-            return self.ln.weight.dtype
-        return self.layer[0].intermediate.dense.weight.dtype  # type: ignore[union-attr,return-value]
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        positions: Tensor | None = None,
-        **kwargs: object,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Run the layers over [batch, seq, hidden].
-
-        With `positions` [batch, wanted] the result is [batch, wanted, hidden], the places that are wanted: the last
-        layer then does no more than these need. The masks must be this package's own.
-
-        `hidden_states` of the result has one entry more than there are layers: the embeddings, each layer's output but
-        the last one's, and the normalised output.
-        """
-        if self.gradient_checkpointing and self.training and use_cache:
-            logger.warning_once("use_cache=True does not go with gradient checkpointing; no cache is kept")
-            use_cache = False
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        states: list[Tensor] = []
-        attentions: list[Tensor | None] = []
-        crossings: list[Tensor] = []
-        for index, layer in enumerate(self.layer):
-            states.append(hidden_states)
-            if positions is not None and index == len(self.layer) - 1:
-                kwargs["positions"] = positions
-                attention_mask = rows_of_mask(attention_mask, positions)
-            # Positional: reentrant checkpointing carries gradients through positional arguments only.
-            hidden_states, weights, cross_weights = layer(
-                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values,
-                output_attentions, **kwargs,
-            )  # fmt: skip
-            attentions.append(weights)
-            if cross_weights is not None:
-                crossings.append(cross_weights)
-            if not output_hidden_states:
-                states.clear()
-        hidden_states = self.ln(hidden_states)
-        states.append(hidden_states)
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states,  # type: ignore[arg-type]
-            past_key_values=past_key_values,
-            hidden_states=tuple(states) if output_hidden_states else None,  # type: ignore[arg-type]
-            attentions=tuple(attentions) if output_attentions else None,  # type: ignore[arg-type]
-            cross_attentions=tuple(crossings) if output_attentions and self.config.add_cross_attention else None,  # type: ignore[arg-type]
-        )
 
 
 class MegatronBertPreTrainedModel(PreTrainedModel):

@@ -5,8 +5,12 @@ Modules have Transformers' names, and so have the keys of a state dict.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import MegatronBertConfig
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -104,9 +108,13 @@ class MegatronBertSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, width)
         self.value = nn.Linear(config.hidden_size, width)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.recompute_core = False  # in training, compute the attention weights again on the way back
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
+
+    def _recomputes(self) -> bool:
+        return self.recompute_core and self.training and torch.is_grad_enabled()
 
     def _keys_and_values(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor | None, cache: Cache | None
@@ -151,7 +159,8 @@ class MegatronBertSelfAttention(nn.Module):
         asking = hidden_states if positions is None else places(hidden_states, positions)
         query = self._heads(self.query(asking))
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
-        context, weights = attend(
+        attention: Any = partial(checkpoint, attend, use_reentrant=False) if self._recomputes() else attend
+        context, weights = attention(
             self, query, key, value, attention_mask,
             kernel="eager" if output_attentions else self.config._attn_implementation or "sdpa",
             probability=self.dropout.p if self.training else 0.0,

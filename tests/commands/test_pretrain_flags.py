@@ -1,0 +1,132 @@
+"""Every flag of Megatron-LM's BERT pretraining is read, and none changes its meaning in silence."""
+
+from __future__ import annotations
+
+import pytest
+
+from megabert import config as configuration
+from megabert.commands.pretrain import Config
+from megabert.tokenization.named import open_tokenizer
+from megabert.training.former_flags import JudgedFlags, check_former_flags
+
+README_2019 = """
+--batch-size 4 --tokenizer-type BertWordPieceTokenizer --cache-dir temp_cache_dir --tokenizer-model-type
+bert-large-uncased --vocab-size 30522 --train-data wikipedia --loose-json --text-key text --split 1000,1,1 --lazy-loader
+--max-preds-per-seq 80 --seq-length 512 --max-position-embeddings 512 --num-layers 24 --hidden-size 1024
+--intermediate-size 4096 --num-attention-heads 16 --hidden-dropout 0.1 --attention-dropout 0.1 --train-iters 1000000
+--lr 0.0001 --lr-decay-style linear --lr-decay-iters 990000 --warmup .01 --weight-decay 1e-2 --clip-grad 1.0 --fp16
+--fp32-layernorm --fp32-embedding --hysteresis 2 --num-workers 2
+"""
+
+WORKS = """
+--presplit-sentences --layernorm-epsilon 1e-12 --fp32-tokentypes --fp32-allreduce --loss-scale 1024
+--loss-scale-window 1000 --min-scale 1 --checkpoint-activations --epochs 1 --log-interval 100 --seed 1234 --save runs/x
+--save-iters 100 --save-optim --save-rng --save-all-rng --load runs/x --load-optim --load-rng --load-all-rng
+--resume-dataloader --eval-batch-size 4 --eval-iters 10 --eval-seq-length 128 --eval-max-preds-per-seq 20 --shuffle
+--eval-text-key text --valid-data v.json --test-data t.json --deep-init --make-vocab-size-divisible-by 128
+--checkpoint-num-layers 1 --exit-interval 10 --save-interval 5000 --no-save-optim --no-save-rng --no-load-optim
+--no-load-rng --finetune --eval-interval 1000 --min-lr 0 --override-lr-scheduler --tensorboard-dir tb --eod-mask-loss
+--reset-position-ids --reset-attention-mask --ffn-hidden-size 4096 --kv-channels 64 --onnx-safe --openai-gelu
+--apply-residual-connection-post-layernorm --bert-no-binary-head --micro-batch-size 4 --global-batch-size 8
+--rampup-batch-size 4 4 100 --train-samples 1000 --dataloader-type single --adam-beta1 0.9 --adam-beta2 0.999
+--adam-eps 1e-8 --optimizer adam --lr-decay-samples 10 --lr-warmup-fraction .01 --lr-warmup-iters 0
+--lr-warmup-samples 0 --use-checkpoint-lr-scheduler --initial-loss-scale 4294967296 --min-loss-scale 1.0
+--no-query-key-layer-scaling --attention-softmax-in-fp32 --accumulate-allreduce-grads-in-fp32
+--no-masked-softmax-fusion --no-bias-gelu-fusion --no-bias-dropout-fusion --activations-checkpoint-method uniform
+--activations-checkpoint-num-layers 1 --use-cpu-initialization --data-path 0.7 one_text_sentence 0.3 two_text_sentence
+--vocab-file vocab.txt --vocab-extra-ids 0 --mask-prob 0.15 --short-seq-prob 0.1 --mmap-warmup --data-impl mmap
+--tokenizer-type BertWordPieceLowerCase --tensorboard-log-interval 100 --tensorboard-queue-size 1000 --log-params-norm
+--log-num-zeros-in-grad --log-timers-to-tensorboard --log-batch-size-to-tensorboard --no-log-learnig-rate-to-tensorboard
+--no-log-loss-scale-to-tensorboard --log-validation-ppl-to-tensorboard --log-memory-to-tensorboard
+--exit-duration-in-mins 10 --init-method-std 0.02 --init-method-xavier-uniform --transformer-impl local --spec local
+--attention-backend auto --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
+--norm-epsilon 1e-5 --data-cache-path cache --train-data-path a --valid-data-path b --test-data-path c
+--timing-log-level 0 --use-legacy-models --bert-embedder-type megatron --untie-embeddings-and-output-weights
+--lr-warmup-init 0 --start-weight-decay 0.01 --end-weight-decay 0.1 --weight-decay-incr-style cosine
+--exit-signal-handler --log-throughput --fp32-residual-connection
+"""
+
+
+def parse(text: str) -> Config:
+    return configuration.parse(Config, text.split(), program="megabert pretrain")
+
+
+def check(config: Config) -> None:
+    width = config.hidden_size / config.num_attention_heads
+    check_former_flags(config, head_width=width, log_interval=config.log_interval, half=config.fp16 or config.bf16)
+
+
+def test_the_readme_s_command_of_2019():
+    config = parse(README_2019)
+    check(config)
+    assert (config.batch_size, config.max_preds_per_seq, config.intermediate_size) == (4, 80, 4096)
+    assert (config.warmup, config.lr_decay_iters, config.tokenizer_model_type) == (0.01, 990_000, "bert-large-uncased")
+
+
+def test_every_flag_is_read():
+    config = parse(WORKS)
+    check(config)
+    assert config.train_data == ("a",) and config.recompute_num_layers == 1
+    assert config.log_learning_rate_to_tensorboard is False and config.log_loss_scale_to_tensorboard is False
+    assert config.save_rng is False and config.load_optim is False and config.bert_binary_head is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "instead"),
+    [
+        ("--pretrained-bert", "--load RUN --finetune"),
+        ("--fp16 --fp32-residual-connection", "without --fp16"),
+        ("--fp16-lm-cross-entropy", "always computed in float32"),
+        ("--adlr-autoresume", "SIGTERM"),
+        ("--use-tfrecords", "megabert tokenize"),
+        ("--use-flash-attn", "--attention-implementation flash"),
+        ("--delim ,", "loose JSON"),
+        ("--tokenizer-path tokenizer.model", "--tokenizer"),
+        ("--merge-file merges.txt", "--tokenizer"),
+        ("--kv-channels 32", "which is 64"),
+        ("--vocab-extra-ids 100", "vocabulary file"),
+        ("--dataloader-type cyclic", "only single"),
+        ("--data-impl lazy", "only mmap or infer"),
+        ("--transformer-impl transformer_engine", "only local"),
+        ("--spec megatron.core.models.bert layer", "only local"),
+        ("--ckpt-format torch_dist", "megabert convert"),
+        ("--tensorboard-log-interval 1", "--log-interval"),
+        ("--wandb-project mine", "metrics.jsonl"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(flags, instead):
+    config = parse(flags)
+    with pytest.raises(ValueError) as caught:
+        check(config)
+    message = str(caught.value)
+    assert instead in message and "\n" not in message
+    assert flags.removeprefix("--fp16 ").split()[0] in message
+
+
+def test_flags_that_were_not_given_leave_no_trace():
+    assert not [name for name in JudgedFlags.__annotations__ if name in configuration.show(Config())]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tokenizer-type SentencePieceTokenizer --tokenizer-model-type bpe", "SentencePieceTokenizer is not read"),
+        ("--tokenizer-type GPT2BPETokenizer --vocab-file v.json", "GPT2BPETokenizer is not read"),
+        ("--tokenizer-type Word", "'Word' is not one of BertWordPieceTokenizer"),
+        ("--tokenizer-model-type unigram", "kind of SentencePiece"),
+    ],
+)
+def test_tokenizers_that_are_not_word_piece(flags, message):
+    with pytest.raises(ValueError, match=message):
+        open_tokenizer(parse(flags))
+
+
+def test_evaluation_data_is_read_in_its_own_way():
+    config = parse(
+        "--train-data a --valid-data b --eval-text-key body --eval-seq-length 128 --eval-max-preds-per-seq 20"
+    )
+    valid = config.of("valid_data")
+    assert (valid.text_key, valid.seq_length, valid.max_preds_per_seq) == ("body", 128, 20)
+    assert config.of("train_data") is config
+    with pytest.raises(ValueError, match="--eval-seq-length is for --valid-data"):
+        parse("--train-data a --eval-seq-length 128").of("train_data")
