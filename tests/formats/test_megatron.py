@@ -96,6 +96,9 @@ def test_the_published_zip(tmp_path, tensors, compression):
     before = path.read_bytes()
     made.assert_equal(megatron.read(path, heads=4).tensors, tensors)
     assert path.read_bytes() == before
+    with zipfile.ZipFile(path, "a", compression) as archive:
+        archive.writestr("release/vocab.txt", "[PAD]\n")
+    assert megatron.read(path, heads=4).vocabulary == {"vocab.txt": b"[PAD]\n"}
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,8 @@ def _choices(config: Config, chosen: str) -> dict[str, Any]:
             raise ValueError("--tensor-model-parallel-size and its like are for Megatron's formats; give --to megatron")
         container = "safetensors" if config.safe_serialization else "torch"
         return {"shard_bytes": int(config.max_shard_size * 1e9), "container": container}
+    if not config.safe_serialization:
+        raise ValueError("--no-safe-serialization is for a Transformers folder; leave it out")
     if chosen == "megatron":
         from megabert.formats.megatron_write import Layout
 

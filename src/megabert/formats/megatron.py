@@ -15,7 +15,7 @@ from megabert.formats import bert_names, megatron_arguments, megatron_first, meg
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
 from megabert.formats.megatron_arguments import ADDED_ROWS
 from megabert.formats.megatron_layout import Layout, find
-from megabert.formats.megatron_shard import Shard, layers_before, read_shard, training_of, vocabulary_beside
+from megabert.formats.megatron_shard import Shard, layers_before, read_shard, training_of, vocabulary_of
 from megabert.formats.table import ORDERS, Order, join, order_of, resize_vocabulary
 
 
@@ -101,7 +101,7 @@ def assemble(
         config["vocab_size"] = added
     checkpoint = Checkpoint(
         family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=training_of(first),
-        vocabulary=vocabulary_beside(layout.path),
+        vocabulary=vocabulary_of(layout),
         notes=(*notes, *supposed, *more, *([foreign_note(shards)] if foreign_note(shards) else [])),
     )  # fmt: skip
     doubt = plausibility.doubt(checkpoint, chosen, layout.tensor_ranks)

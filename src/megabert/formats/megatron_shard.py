@@ -107,6 +107,13 @@ def training_of(shard: Shard) -> dict[str, Any]:
     return training
 
 
+def vocabulary_of(layout: Layout) -> dict[str, bytes]:
+    """The vocabulary that lies with the ranks in a zip, or beside them."""
+    if layout.vocabulary is not None and layout.vocabulary.length < _LARGEST_VOCABULARY:
+        return {"vocab.txt": layout.vocabulary.read()}
+    return vocabulary_beside(layout.path)
+
+
 def vocabulary_beside(path: Path) -> dict[str, bytes]:
     """A vocabulary that lies beside the checkpoint."""
     folders = [path if path.is_dir() else path.parent, path.parent]
