@@ -114,8 +114,7 @@ def test_absurd_numbers_in_names_and_arguments(tmp_path):
     fails("names layer 999999999, but holds 39 tensors")
     del encoder["layers.999999999.input_layernorm.weight"]
     encoder[f"layers.{'9' * 5000}.input_layernorm.weight"] = torch.ones(16)
-    torch.save(whole, file)
-    assert len(megabert.open_checkpoint(tmp_path / "x").tensors) == len(made.weights())
+    fails("holds a name of 5,053 letters")
     del encoder[f"layers.{'9' * 5000}.input_layernorm.weight"]
     for name in [name for name in encoder if name.startswith("layers.1.")]:
         del encoder[name]

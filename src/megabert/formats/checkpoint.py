@@ -136,21 +136,24 @@ def _names_of(tensors: Mapping[str, LazyTensor]) -> set[str]:
 
 
 def with_heads(checkpoint: Checkpoint, *, multiple_choice: bool = False) -> Checkpoint:
-    """The checkpoint with `architectures` and `add_binary_head` of its config by the parts that are there, and a note
-    for each part that is not."""
+    """The checkpoint with `architectures`, `add_binary_head` and `num_labels` of its config by the parts that are there,
+    and a note for each part that is not."""
     parts = checkpoint.parts
-    classifier = "classifier.weight" in checkpoint.tensors
-    if classifier:
-        name = "MegatronBertForMultipleChoice" if multiple_choice else "MegatronBertForSequenceClassification"
+    classifier = checkpoint.tensors.get("classifier.weight")
+    if classifier is not None:
+        name = "ForMultipleChoice" if multiple_choice else "ForSequenceClassification"
     elif "lm_head" in parts:
-        name = "MegatronBertForPreTraining" if {"binary_head", "pooler"} <= set(parts) else "MegatronBertForMaskedLM"
+        name = "ForPreTraining" if {"binary_head", "pooler"} <= set(parts) else "ForMaskedLM"
     elif "binary_head" in parts:
-        name = "MegatronBertForNextSentencePrediction"
+        name = "ForNextSentencePrediction"
     else:
-        name = "MegatronBertModel"
-    config = {**checkpoint.config, "architectures": [name]}
-    if "lm_head" in parts:
-        config["add_binary_head"] = name == "MegatronBertForPreTraining"
+        name = "Model"
+    prefix = "MegatronBert" if checkpoint.family == PRE_LAYERNORM else "Bert"
+    config = {**checkpoint.config, "architectures": [prefix + name]}
+    if classifier is not None and not multiple_choice and classifier.shape:
+        config["num_labels"] = classifier.shape[0]
+    if "lm_head" in parts and checkpoint.family == PRE_LAYERNORM:
+        config["add_binary_head"] = name == "ForPreTraining"
     wanted = ("pooler", "tokentypes") if classifier else ("lm_head", "binary_head", "pooler", "tokentypes")
     absent = [part for part in wanted if part not in parts]
     notes = checkpoint.notes

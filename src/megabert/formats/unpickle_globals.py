@@ -110,6 +110,10 @@ def resolve(module: str, name: str, where: str) -> Any:
     return Placeholder(f"{module}.{name}")
 
 
+# Larger numbers may be chosen so that all have one hash, and a long tuple is hashed anew each time.
+_LARGEST_KEY, _LONGEST_KEY = 1 << 60, 64
+
+
 def _ordered(pairs: Any = (), *_: Any) -> dict[Any, Any]:
     if isinstance(pairs, dict):
         return dict(pairs)
@@ -122,10 +126,14 @@ def key(value: Any) -> Any:
     Raises:
         ValueError: it may not.
     """
-    if isinstance(value, str | int | float | bytes | complex | torch.dtype | Placeholder | Storage | type(None)):
+    if isinstance(value, str | float | bytes | complex | torch.dtype | Placeholder | Storage | type(None)):
         return value
-    if isinstance(value, tuple) and all(
-        isinstance(item, str | int | float | bytes | torch.dtype | Placeholder | type(None)) for item in value
+    if isinstance(value, int) and abs(value) < _LARGEST_KEY:
+        return value
+    if isinstance(value, tuple) and len(value) <= _LONGEST_KEY and all(
+        isinstance(item, str | float | bytes | torch.dtype | Placeholder | type(None))
+        or (isinstance(item, int) and abs(item) < _LARGEST_KEY)
+        for item in value
     ):
         return value
     raise ValueError(f"a {type(value).__name__} is no key of a dictionary")
@@ -186,7 +194,7 @@ def _encode(text: Any, encoding: Any = "utf-8", *_: Any) -> bytes:
 def _scalar(dtype: Any, data: Any = b"") -> Any:
     code = dtype.arguments[0] if isinstance(dtype, Placeholder) and dtype.arguments else None
     form = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "i2": "<h", "u8": "<Q", "u4": "<I", "b1": "?"}
-    if code in form and isinstance(data, bytes) and len(data) == struct.calcsize(form[code]):
+    if isinstance(code, str) and code in form and isinstance(data, bytes) and len(data) == struct.calcsize(form[code]):
         return struct.unpack(form[code], data)[0]
     return Placeholder("numpy.generic", (dtype, data))
 
