@@ -121,9 +121,9 @@ def run(config: Config, *, shown: Path | None = None) -> None:
     chosen = config.to or checkpoints.format_of_name(config.target)
     _refuse_without_effect(config, chosen)
     choices = _choices(config, chosen)
-    target.refuse_existing(config.target, overwrite=config.overwrite)
     if Path(config.source).exists():
         target.keep_sources([Path(config.source)], config.target)
+    target.refuse_existing(config.target, overwrite=config.overwrite)
     checkpoint = read(config)
     print(summary(checkpoint))
     for note in checkpoint.notes:

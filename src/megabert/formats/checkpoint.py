@@ -136,8 +136,8 @@ def _names_of(tensors: Mapping[str, LazyTensor]) -> set[str]:
 
 
 def with_heads(checkpoint: Checkpoint, *, multiple_choice: bool = False) -> Checkpoint:
-    """The checkpoint with `architectures`, `add_binary_head` and `num_labels` of its config by the parts that are there,
-    and a note for each part that is not."""
+    """The checkpoint with `architectures`, `add_binary_head` and `num_labels` of its config by the parts that are
+    there, and a note for each part that is not."""
     parts = checkpoint.parts
     classifier = checkpoint.tensors.get("classifier.weight")
     if classifier is not None:

@@ -103,8 +103,8 @@ def open_checkpoint(
     wanted = {"heads": heads, "order": order, "optimizer": optimizer}
     accepted = _accepted(module.read, wanted)
     if order is not None and "order" not in accepted:
-        raise ValueError(f"{place.path} is {TITLES[found]}, which holds query, key and value apart: there is no order of "
-                         "their rows to be told; leave out --assume-qkv-layout")  # fmt: skip
+        raise ValueError(f"{place.path} is {TITLES[found]}, which holds query, key and value apart: there is no order "
+                         "of their rows to be told; leave out --assume-qkv-layout")  # fmt: skip
     checkpoint = module.read(place.path, **accepted)
     said = checkpoint.config["num_attention_heads"]
     if heads is not None and heads != said:
@@ -119,7 +119,7 @@ def open_checkpoint(
 
 
 def _with_published_vocabulary(checkpoint: Checkpoint, path: Path) -> Checkpoint:
-    """A published model without its vocabulary, with what the cache holds of it, or a note that says what is missing."""
+    """A published model without its vocabulary, with what the cache holds of it, or a note of what is missing."""
     known = None if checkpoint.vocabulary else named.published(path)
     if known is None:
         return checkpoint

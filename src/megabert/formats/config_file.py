@@ -1,7 +1,7 @@
 """A config that a user gives beside a checkpoint: Transformers' `config.json`, or the JSON of NeMo's documents.
 
-NeMo's has `hidden-size`, `num-attention-heads`, `num-layers`, `max-seq-length`, and others of Megatron's arguments, with
-dashes or underscores.
+NeMo's has `hidden-size`, `num-attention-heads`, `num-layers`, `max-seq-length`, and others of Megatron's arguments,
+with dashes or underscores.
 """
 
 from __future__ import annotations

@@ -154,7 +154,9 @@ def read_members(folder: Path, members: Mapping[str, Region]) -> Contents:
             elif (name, None) in places:
                 objects[name] = places[name, None]
     except (AttributeError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged, or of a version that is not known ({type(error).__name__}: {str(error):.100})") from None
+        raise ValueError(
+            f"{path} is damaged, or of a version that is not known ({type(error).__name__}: {error!s:.100})"
+        ) from None
     foreign = tuple(name for name in loaded.foreign if not name.startswith(_EXPECTED))
     return Contents(folder, tensors, objects, foreign, members)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megabert.formats import bert_names, fields, unpickle
-from megabert.formats.bounds import Budget, name as bounded_name
+from megabert.formats.bounds import Budget
+from megabert.formats.bounds import name as bounded_name
 from megabert.formats.checkpoint import LazyTensor
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.unpickle_globals import Placeholder
@@ -60,7 +61,15 @@ def read_shard(layout: Layout, place: tuple[int, int]) -> Shard:
     if not any(chunks):
         keys = ", ".join(str(name)[:40] for name in list(content)[:8])
         raise ValueError(f"{region.name} holds no model (its keys: {keys})")
-    return Shard(region.name, tuple(chunks), plain if isinstance(plain, dict) else {}, version, _iteration(region.name, content), content, foreign)
+    return Shard(
+        region.name,
+        tuple(chunks),
+        plain if isinstance(plain, dict) else {},
+        version,
+        _iteration(region.name, content),
+        content,
+        foreign,
+    )
 
 
 def _iteration(where: str, content: Mapping[str, Any]) -> int | None:

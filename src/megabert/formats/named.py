@@ -126,6 +126,19 @@ def is_name(text: str, *, cache: Path | None = None) -> bool:
     return known or _in_cache([text], folder) is not None
 
 
+def stands_for(path: str | Path) -> bool:
+    """Whether a text where a path may stand is meant as a name: nothing lies there, and `is_name` knows it, or it looks
+    like an id of the Hugging Face hub.
+
+    Raises:
+        ValueError: the user's table of names is damaged.
+    """
+    text, path = str(path), Path(path).expanduser()
+    if path.exists():
+        return False
+    return is_name(text) or (_HUB_ID.fullmatch(text) is not None and not path.parent.exists())
+
+
 def _known(text: str, known: tuple[Known, ...] = KNOWN) -> Known | None:
     wanted = canonical(text)
     return next((entry for entry in known if wanted in {canonical(entry.name), *entry.spellings}), None)
@@ -158,8 +171,8 @@ def vocabulary_of(known: Known, *, cache: Path | None = None) -> tuple[Path | No
             return file, f"its name is that of {known.name}: the vocabulary is {file}"
     by_name = f"--tokenizer {known.name} fetches it" if not download.offline() else "HF_HUB_OFFLINE forbids the network"
     return None, (
-        f"the tokenizer is missing: by its name this is {known.name}, whose vocab.txt is not in the file; {by_name}, or "
-        f"put {known.vocabulary_urls[0]} at {home / 'vocab.txt'}, or give a file with --tokenizer vocab.txt"
+        f"the tokenizer is missing: by its name this is {known.name}, whose vocab.txt is not in the file; {by_name}, "
+        f"or put {known.vocabulary_urls[0]} at {home / 'vocab.txt'}, or give a file with --tokenizer vocab.txt"
     )
 
 

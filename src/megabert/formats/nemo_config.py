@@ -37,7 +37,7 @@ def read_yaml(region: Region) -> dict[str, Any]:
 
     text = _text(region, _LARGEST_YAML)
     try:
-        value = yaml.load(text, _loader(region.name))  # noqa: S506 - a SafeLoader with limits
+        value = yaml.load(text, _loader(region.name))
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(f"{region.name} is not YAML that can be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(value, dict):

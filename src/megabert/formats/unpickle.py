@@ -7,6 +7,7 @@ storage; stream: five pickles, then the storages one behind the other).
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import tempfile
@@ -134,6 +135,7 @@ def _load_zip(region: Region) -> Loaded:
             storages[key] = Storage(dtype, numbers, record.name, record)
         return storages[key]
 
+    records[pickles[0]].check()
     with records[pickles[0]].open() as file:
         data, foreign = unpickle_machine.run(file, region.name, persistent)
     return Loaded(data, tuple(sorted(foreign)))
@@ -177,7 +179,8 @@ def _member(region: Region, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     offset = entry.header_offset + 30 + name_length + extra_length
     if offset + entry.file_size > region.length or entry.file_size != entry.compress_size:
         raise ValueError(f"{region.name} is damaged: it ends before {entry.filename[:80]!r} does (cut short)")
-    return region.part(offset, entry.file_size, entry.filename)
+    # torch writes 0 where it was told to leave checksums out.
+    return dataclasses.replace(region.part(offset, entry.file_size, entry.filename), checksum=entry.CRC or None)
 
 
 def _unpacked(region: Region, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Region:
@@ -231,7 +234,9 @@ def _load_stream(region: Region) -> Loaded:
         protocol, _ = unpickle_machine.run(file, region.name)
         system, _ = unpickle_machine.run(file, region.name)
         if protocol != _PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is False:
-            raise ValueError(f"{region.name}: a file of torch.save of a kind that is not read (protocol {shown(protocol)})")
+            raise ValueError(
+                f"{region.name}: a file of torch.save of a kind that is not read (protocol {shown(protocol)})"
+            )
         data, foreign = unpickle_machine.run(file, region.name, persistent)
         keys, _ = unpickle_machine.run(file, region.name)
         _place(region, file.tell(), keys, storages)

@@ -71,21 +71,25 @@ class Placeholder:
 class Storage:
     """The numbers of one or more tensors: `numbers` of `dtype`, in a region that may be known only later."""
 
-    __slots__ = ("dtype", "numbers", "region", "where")
+    __slots__ = ("_checked", "dtype", "numbers", "region", "where")
 
     def __init__(self, dtype: torch.dtype, numbers: int, where: str, region: Region | None = None):
         self.dtype = dtype
         self.numbers = numbers
         self.where = where
         self.region = region
+        self._checked = False
 
     def tensor(self, shape: tuple[int, ...], offset: int, strides: tuple[int, ...] | None) -> torch.Tensor:
         """A tensor of these numbers from `offset` on; strides of None: contiguous.
 
         Raises:
-            ValueError: the file is cut short.
+            ValueError: the file is cut short, or its bytes are not those of their checksum.
         """
         assert self.region is not None, self.where
+        if not self._checked:
+            self.region.check()
+            self._checked = True
         return self.region.tensor(self.dtype, shape, offset=offset * self.dtype.itemsize, strides=strides)
 
 
@@ -130,10 +134,14 @@ def key(value: Any) -> Any:
         return value
     if isinstance(value, int) and abs(value) < _LARGEST_KEY:
         return value
-    if isinstance(value, tuple) and len(value) <= _LONGEST_KEY and all(
-        isinstance(item, str | float | bytes | torch.dtype | Placeholder | type(None))
-        or (isinstance(item, int) and abs(item) < _LARGEST_KEY)
-        for item in value
+    if (
+        isinstance(value, tuple)
+        and len(value) <= _LONGEST_KEY
+        and all(
+            isinstance(item, str | float | bytes | torch.dtype | Placeholder | type(None))
+            or (isinstance(item, int) and abs(item) < _LARGEST_KEY)
+            for item in value
+        )
     ):
         return value
     raise ValueError(f"a {type(value).__name__} is no key of a dictionary")

@@ -11,7 +11,8 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
-from megabert.formats.bounds import MOST_STEPS, Budget, name as bounded_name
+from megabert.formats.bounds import MOST_STEPS, Budget
+from megabert.formats.bounds import name as bounded_name
 from megabert.formats.unpickle_globals import CALLS, Placeholder, key, resolve
 
 LARGEST_PICKLE = 64 << 20

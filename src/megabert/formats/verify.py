@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 import transformers
+from torch import Tensor
 from transformers import BertConfig, MegatronBertConfig, PreTrainedModel
 
 from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint

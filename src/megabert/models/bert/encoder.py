@@ -61,6 +61,8 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         config, tensors = found
         kwargs.setdefault("config", config)
+        if cls is MegatronBertModel and not any(name.startswith("bert.pooler.") for name in tensors):
+            kwargs.setdefault("add_pooling_layer", False)  # not one of random numbers
         return super().from_pretrained(None, *args, state_dict=tensors, **kwargs)
 
     @torch.no_grad()
