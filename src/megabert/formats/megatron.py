@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import bert_names, megatron_arguments, megatron_first, megatron_optimizer, plausibility, sizes
+from megabert.formats import (
+    bert_names,
+    fields,
+    megatron_arguments,
+    megatron_first,
+    megatron_optimizer,
+    plausibility,
+    sizes,
+)
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
 from megabert.formats.megatron_layout import Layout, find
 from megabert.formats.megatron_shard import Shard, layers_before, read_shard, training_of, vocabulary_of
@@ -124,13 +132,14 @@ def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> No
         told = (shard.iteration, *(shard.arguments.get(name) for name in names))
         expected = (first.iteration, *(first.arguments.get(name) for name in names))
         if told != expected:
-            raise ValueError(f"{shard.name}: iteration and sizes {told} are not those of {first.name}, {expected}; the "
+            one, two = (", ".join(map(fields.shown, values)) for values in (told, expected))
+            raise ValueError(f"{shard.name}: iteration and sizes ({one}) are not those of {first.name} ({two}); the "
                              "ranks are not of one run")  # fmt: skip
     arguments = first.arguments
     wanted = arguments.get("tensor_model_parallel_size") or arguments.get("model_parallel_size")
     stages = arguments.get("pipeline_model_parallel_size") or arguments.get("transformer_pipeline_model_parallel_size")
     for said, there, what in ((wanted, layout.tensor_ranks, "tensor"), (stages, layout.stages, "pipeline")):
-        if isinstance(said, int) and said != there:
+        if said and fields.whole(said, f"{first.name}: args' {what}-parallel ranks") != there:
             raise ValueError(f"{layout.path}: its arguments tell of {said} {what}-parallel ranks, but {there} "
                              f"{'is' if there == 1 else 'are'} there")  # fmt: skip
 

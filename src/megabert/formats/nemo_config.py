@@ -39,6 +39,8 @@ def read_yaml(region: Region) -> dict[str, Any]:
     try:
         value = yaml.load(text, _loader(region.name))
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        if str(error).startswith(region.name):
+            raise
         raise ValueError(f"{region.name} is not YAML that can be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{region.name} is no configuration: it holds a {type(value).__name__}")
