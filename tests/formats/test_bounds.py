@@ -81,7 +81,7 @@ def test_instructions_and_copies_are_counted(monkeypatch):
 def test_keys_that_all_have_one_hash_are_refused():
     number = (1 << 61) - 1
     entry = b"\x8a\x08" + struct.pack("<q", number) + b"N"
-    with pytest.raises(ValueError, match="an int is no key|a int is no key"):
+    with pytest.raises(ValueError, match="a int is no key"):
         run(b"}(" + entry + b"u")
     with pytest.raises(ValueError, match="an impossible place in the memo"):
         run(b"Np" + str(number).encode() + b"\n")

@@ -175,6 +175,17 @@ def test_a_name_that_leads_nowhere_stops_from_pretrained(tmp_path, monkeypatch):
         megabert.MegatronBertForMaskedLM.from_pretrained("megatron-bert-345m-uncased")
 
 
+def test_from_pretrained_knows_the_users_names(tmp_path, monkeypatch):
+    weights = made.weights()
+    monkeypatch.setenv("MEGABERT_CACHE", str(tmp_path / "cache"))
+    checkpoints.save_checkpoint(made.checkpoint(weights), tmp_path / "x", format="megatron")
+    checkpoints.save_checkpoint(made.checkpoint(weights), tmp_path / "cache" / "in-cache")
+    (tmp_path / "cache" / "names.toml").write_text(f'my-bert = "{tmp_path / "x"}"\n')
+    for name in ("my-bert", "in-cache"):
+        model = megabert.MegatronBertForMaskedLM.from_pretrained(name)
+        assert torch.equal(model.bert.encoder.ln.weight, weights["bert.encoder.ln.weight"])
+
+
 def test_verify_sees_a_changed_weight():
     weights = made.weights()
     source = made.checkpoint(weights)

@@ -100,7 +100,7 @@ def test_answers_that_are_no_numbers_are_not_equal(value):
         (None, {"num_attention_heads": "4"}, r"args.num_attention_heads is '4'; a whole number"),
         (None, {"num_attention_heads": 0}, "args.num_attention_heads is 0"),
         (None, {"layernorm_epsilon": float("nan")}, "args.layernorm_epsilon is nan"),
-        (None, {"megabert_vocab_size": True}, "args.megabert_vocab_size is True"),
+        (None, {"num_attention_heads": 4, "megabert_vocab_size": True}, "args.megabert_vocab_size is True"),
         (None, {"bias_gelu_fusion": "no"}, "args.bias_gelu_fusion is 'no'"),
         (None, {"tensor_model_parallel_size": 10**5000}, "tensor-parallel ranks is a number of 16,610 bits"),
     ],
