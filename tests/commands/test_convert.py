@@ -195,7 +195,7 @@ def test_the_published_zip_gets_its_tokenizer_from_the_cache(tmp_path, model, ca
     assert cli.main([*convert, str(tmp_path / "b")]) == 2
     assert "vocab.txt" in capsys.readouterr().err
     known = [dataclasses.replace(entry, vocabulary_digest=None) for entry in named.KNOWN]
-    monkeypatch.setattr(named._known, "__defaults__", (tuple(known),))
+    monkeypatch.setattr(named.known_as, "__defaults__", (tuple(known),))
     assert cli.main([*convert, str(tmp_path / "c")]) == 0
     assert f"the vocabulary is {home}" in capsys.readouterr().out
     assert (tmp_path / "c" / "tokenizer.json").is_file() and (tmp_path / "c" / "vocab.txt").is_file()

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from megabert.formats import named
+from megabert.formats import named, named_vocabulary
 from megabert.formats.checkpoint import Checkpoint
 from megabert.formats.table import Order, resize_vocabulary
 from megabert.formats.target import files_of, keep_sources
@@ -120,10 +120,10 @@ def open_checkpoint(
 
 def _with_published_vocabulary(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """A published model without its vocabulary, with what the cache holds of it, or a note of what is missing."""
-    known = None if checkpoint.vocabulary else named.published(path)
+    known = None if checkpoint.vocabulary else named_vocabulary.published(path)
     if known is None:
         return checkpoint
-    file, said = named.vocabulary_of(known)
+    file, said = named_vocabulary.find(known)
     if file is None:
         return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, said))
     found = dataclasses.replace(checkpoint, vocabulary={"vocab.txt": file.read_bytes()})

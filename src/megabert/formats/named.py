@@ -88,7 +88,7 @@ def resolve(
     if _FILE_LIKE.search(text) or text.startswith((".", "~", "/")) or text.count("/") > 1 or not text.strip("/"):
         raise ValueError(f"there is no file or folder {name}")
     folder = cache_folder() if cache is None else cache
-    published = _known(text, known)
+    published = known_as(text, known)
     spellings = [text, *([published.name, *sorted(published.spellings)] if published else [])]
     found = _in_cache(spellings, folder)
     if found is not None and published is not None:
@@ -122,7 +122,7 @@ def is_name(text: str, *, cache: Path | None = None) -> bool:
     folder = cache_folder() if cache is None else cache
     if _FILE_LIKE.search(text) or text.startswith((".", "~", "/")) or text.count("/") > 1 or not text.strip("/"):
         return False
-    known = _known(text) is not None or text in _read_table(None, folder)[0]
+    known = known_as(text) is not None or text in _read_table(None, folder)[0]
     return known or _in_cache([text], folder) is not None
 
 
@@ -139,41 +139,10 @@ def stands_for(path: str | Path) -> bool:
     return is_name(text) or (_HUB_ID.fullmatch(text) is not None and not path.parent.exists())
 
 
-def _known(text: str, known: tuple[Known, ...] = KNOWN) -> Known | None:
+def known_as(text: str, known: tuple[Known, ...] = KNOWN) -> Known | None:
+    """The published model of a name, in whatever spelling; None when there is none."""
     wanted = canonical(text)
     return next((entry for entry in known if wanted in {canonical(entry.name), *entry.spellings}), None)
-
-
-def published(path: Path) -> Known | None:
-    """The published model that a path is called after: its file, or one of the three folders around it."""
-    path = path.absolute()
-    stem = path.stem if path.is_file() else path.name
-    for name in (stem, *(folder.name for folder in list(path.parents)[:3])):
-        found = _known(name)
-        if found is not None and found.vocabulary_urls:
-            return found
-    return None
-
-
-def vocabulary_of(known: Known, *, cache: Path | None = None) -> tuple[Path | None, str]:
-    """The `vocab.txt` of a published model in the cache, and what is to be said: where it is from, or how to get it.
-
-    No server is asked: a path was given, not a name.
-    """
-    folder = cache_folder() if cache is None else cache
-    home = folder / known.name
-    bert = known.vocabulary_urls[0].split("/resolve/")[0].rpartition("/")[2]
-    spellings = sorted({known.name, *known.spellings, bert})
-    for file in (home / "vocab.txt", *(folder / f"{spelling}-vocab.txt" for spelling in spellings)):
-        if file.is_file():
-            if known.vocabulary_digest is not None:
-                download.check(file, known.vocabulary_digest)
-            return file, f"its name is that of {known.name}: the vocabulary is {file}"
-    by_name = f"--tokenizer {known.name} fetches it" if not download.offline() else "HF_HUB_OFFLINE forbids the network"
-    return None, (
-        f"the tokenizer is missing: by its name this is {known.name}, whose vocab.txt is not in the file; {by_name}, "
-        f"or put {known.vocabulary_urls[0]} at {home / 'vocab.txt'}, or give a file with --tokenizer vocab.txt"
-    )
 
 
 def _in_cache(spellings: list[str], folder: Path) -> Place | None:
