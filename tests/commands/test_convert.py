@@ -140,7 +140,9 @@ def test_the_heads_of_a_config_file_cut_the_fused_rows(tmp_path, model, capsys):
         assert message in error and error.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["num_attention_heads", "hidden_act", "head_act", "model_type", "vocab_size"])
+@pytest.mark.parametrize(
+    "name", ["num_attention_heads", "hidden_act", "head_act", "model_type", "vocab_size", "is_decoder"]
+)
 @pytest.mark.parametrize("value", [None, -1, 0, "x", [1], {}, 1.5])
 def test_a_config_json_of_a_wrong_type_is_one_line(tmp_path, model, capsys, name, value):
     shutil.copytree(model, tmp_path / "m")

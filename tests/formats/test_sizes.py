@@ -82,6 +82,12 @@ def test_an_encoder_alone_is_compared_and_gets_no_random_pooler(tmp_path):
     assert model.pooler is None and not said["missing_keys"]
 
 
+def test_a_folder_that_names_no_class_is_the_one_of_its_parts():
+    source = made.checkpoint(made.weights())
+    del source.config["architectures"]
+    assert type(verify.make_model(source)).__name__ == "MegatronBertForPreTraining"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_answers_that_are_no_numbers_are_not_equal(value):
     weights = made.weights()

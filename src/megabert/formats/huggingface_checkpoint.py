@@ -68,6 +68,7 @@ def read(path: Path) -> Checkpoint:
     )
     for name in ("transformers_version", "_name_or_path"):
         config.pop(name, None)
+    _check_fields(folder, family, config)
     notes: list[str] = []
     tensors = _ours(_tensors(folder, notes), config, notes)
     if config.get(NO_TOKENTYPES) is False:
@@ -77,6 +78,16 @@ def read(path: Path) -> Checkpoint:
     config.pop("torch_dtype", None)
     sizes.check_named(str(folder), config, tensors, family)
     return Checkpoint(family=family, config=config, tensors=tensors, vocabulary=_vocabulary(folder), notes=tuple(notes))
+
+
+def _check_fields(folder: Path, family: str, config: Mapping[str, Any]) -> None:
+    """Let Transformers' own class judge the fields that `fields` does not know."""
+    apart = ("model_type", "dtype", "torch_dtype")  # the weights tell theirs
+    try:
+        _CONFIGS[family](**{name: value for name, value in config.items() if name not in apart})
+    except Exception as error:  # whatever a damaged field makes the constructor raise
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / 'config.json'} describes no model: {text}") from None
 
 
 def _tensors(folder: Path, notes: list[str]) -> dict[str, LazyTensor]:

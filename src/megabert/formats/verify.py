@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 from transformers import BertConfig, MegatronBertConfig, PreTrainedModel
 
-from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint
+from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint, architecture
 from megabert.models.auto import CLASSES
 
 LIMIT = 1e-5
@@ -28,7 +28,7 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Pr
     """
     config = dict(checkpoint.config)
     post = checkpoint.family == POST_LAYERNORM
-    name = (config.get("architectures") or ["BertModel" if post else "MegatronBertModel"])[0]
+    name = (config.get("architectures") or [architecture(checkpoint)])[0]
     for key in ("architectures", "dtype", "model_type"):
         config.pop(key, None)
     theirs = {kind: getattr(transformers, kind) for kind in _POST_LAYERNORM}
