@@ -85,7 +85,8 @@ _encoder: Encoder | None = None  # of a worker process: a pool hands a task noth
 def _start_worker(tokenizer: Tokenizer, reading: Reading) -> None:
     global _encoder  # noqa: PLW0603
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool is the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the pool
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they reach the whole group; the main process ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = Encoder(tokenizer, reading)
 
