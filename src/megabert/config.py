@@ -132,11 +132,7 @@ _READERS = {int: _integer, float: _number, str: str, Path: Path}
 
 def _owners(config_class: type) -> dict[str, type]:
     """field name -> the class that declares it: the groups of the help text."""
-    owners: dict[str, type] = {}
-    for base in reversed(config_class.__mro__):
-        for name in inspect.get_annotations(base):
-            owners[name] = base
-    return owners
+    return {name: base for base in reversed(config_class.__mro__) for name in inspect.get_annotations(base)}
 
 
 def _help(field: dataclasses.Field, default: Any) -> str:
