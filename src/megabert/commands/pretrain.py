@@ -318,6 +318,8 @@ def _export(
     exported = (MegatronBertForPreTraining if paired else MegatronBertForMaskedLM)(model.config)
     exported.load_state_dict(trainer.train_step.weights.state_dict())
     huggingface.write(exported, tokenizer, folder / "model")
+    for setting in huggingface.foreign_settings(exported.config):
+        print(f"warning: {folder / 'model'} is for megabert; plain Transformers computes other numbers: {setting}")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
     )

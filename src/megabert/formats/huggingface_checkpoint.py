@@ -16,6 +16,7 @@ from transformers import BertConfig, MegatronBertConfig, PretrainedConfig
 
 from megabert.formats import safetensors_file, sizes, unpickle
 from megabert.formats.checkpoint import POST_LAYERNORM, PRE_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats.huggingface import MARK
 from megabert.formats.json_file import read_object
 from megabert.formats.target import new_folder
 
@@ -127,6 +128,8 @@ def _ours(found: Mapping[str, LazyTensor], config: Mapping[str, Any], notes: lis
     for name, tensor in found.items():
         if name.endswith((".position_ids", ".token_type_ids")) or name == "position_ids":
             continue  # a buffer of old versions
+        if name == MARK:
+            continue
         name = f"bert.{name}" if name.startswith(_BASE) else name
         # What Transformers wrote before 2020.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
