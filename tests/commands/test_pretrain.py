@@ -281,20 +281,11 @@ def test_what_plain_transformers_cannot_express_is_said(corpus, finished, tmp_pa
 def test_a_signal_before_the_first_step_is_one_line_and_keeps_what_was_tokenized(corpus, tmp_path, number, status):
     text = tmp_path / "long.jsonl"
     text.write_text(corpus.read_text() * 4000)
-    command = [
-        sys.executable, "-m", "megabert", "pretrain", *SMALL, "--train-data", str(text), "--save", str(tmp_path / "run"),
-        "--tokenizer", "vocab.txt", "--workers", "2",
-    ]  # fmt: skip
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"abcdefghijklmnopqrstuvwxyz.",
-        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
-    ]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    named = ["--train-data", str(text), "--tokenizer", "vocab.txt", "--workers", "2", "--save", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "megabert", "pretrain", *SMALL, *named]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
