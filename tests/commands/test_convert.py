@@ -83,6 +83,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, model, capsys):
         ((str(model), str(model.parent), "--overwrite"), "never changed"),
         ((str(model), "x", "--tensor-model-parallel-size", "2"), "give --to megatron"),
         ((str(model), "x", "--to", "megatron", "--tensor-model-parallel-size", "3"), "cannot be shared by 3"),
+        ((str(model), "x.nemo", "--no-safe-serialization"), "is for a Transformers folder"),
         ((str(model), "x", "--tokenizer", "./nowhere"), "no tokenizer at ./nowhere"),
     ):
         os.chdir(tmp_path)

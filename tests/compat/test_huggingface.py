@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 
+import megabert
 from megabert import MegatronBertForPreTraining
 from megabert.compat import huggingface
 from megabert.formats import megatron_write
@@ -31,7 +32,9 @@ def folder(tmp_path, monkeypatch):
 def test_the_documented_command_from_inside_the_folder(folder, capsys):
     assert huggingface.main(["--print-checkpoint-structure", "checkpoint.zip"]) == 0
     assert "bert.encoder.layer.1.ln.bias  [128]  float16" in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.zip", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.zip", "config.json", "pytorch_model.bin"]
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    assert all(weights[f"cls.predictions.decoder.{leaf}"].dtype == torch.float16 for leaf in ("weight", "bias"))
     expected = MegatronBertForPreTraining.from_pretrained(folder.parent / "hf")
     model = transformers.MegatronBertForPreTraining.from_pretrained(folder)
     for name, tensor in expected.state_dict().items():
@@ -46,13 +49,60 @@ def test_a_config_file_wins(folder):
     assert config["hidden_dropout_prob"] == 0.3 and config["num_attention_heads"] == 4
 
 
-def test_files_that_are_there_are_not_replaced(folder, capsys):
+def test_running_it_twice_replaces_the_first_result(folder):
+    assert huggingface.main(["checkpoint.zip"]) == 0
+    assert huggingface.main(["checkpoint.zip", "--layernorm-epsilon", "1e-6"]) == 0
+    assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-6
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.zip", "config.json", "pytorch_model.bin"]
+
+
+def test_files_of_somebody_else_are_not_replaced(folder, capsys):
     (folder / "config.json").write_text("mine")
     assert huggingface.main(["checkpoint.zip"]) == 2
-    assert "config.json exists" in capsys.readouterr().err
+    assert "config.json exists, and is not of an earlier run" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.zip", "config.json"]
     assert huggingface.main(["checkpoint.zip", "--overwrite"]) == 0
     assert (folder / "config.json").read_text() != "mine"
+    # Weights that from_pretrained would prefer to the new ones.
+    (folder / "model.safetensors").write_bytes(b"old")
+    assert huggingface.main(["checkpoint.zip"]) == 2
+    assert "in place of pytorch_model.bin" in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == b"old"
+    assert huggingface.main(["checkpoint.zip", "--overwrite"]) == 0
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_the_source_and_the_config_file_are_never_replaced(folder, capsys):
+    (folder / "config.json").write_text(json.dumps({"model_type": "megatron-bert", "hidden_dropout_prob": 0.3}))
+    assert huggingface.main(["checkpoint.zip", "--config_file", "config.json", "--overwrite"]) == 2
+    assert "config.json would be replaced by the result" in capsys.readouterr().err
+    (folder / "config.json").unlink()
+    (folder / "checkpoint.zip").rename(folder / "pytorch_model.bin")
+    before = (folder / "pytorch_model.bin").read_bytes()
+    assert huggingface.main(["pytorch_model.bin", "--overwrite"]) == 2
+    assert (folder / "pytorch_model.bin").read_bytes() == before
+    assert huggingface.main([str(folder.parent / "hf" / "model.safetensors")]) == 2
+    assert "is in a Transformers folder already" in capsys.readouterr().err
+
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "france", "is", "paris"]
+
+
+def test_the_document_s_snippets_run_on_the_folder(folder):
+    """A tokenizer too: from the vocabulary that lies beside the checkpoint."""
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in TOKENS))
+    for _ in range(2):
+        assert huggingface.main(["checkpoint.zip"]) == 0
+        tokenizers = [kind.from_pretrained(folder) for kind in (transformers.BertTokenizer, transformers.AutoTokenizer)]
+        inputs = [tokenizer("The capital of France is [MASK]", return_tensors="pt") for tokenizer in tokenizers]
+        assert inputs[0]["input_ids"].tolist() == inputs[1]["input_ids"].tolist() == [[2, 5, 6, 7, 8, 9, 4, 3]]
+    for name in ("MegatronBertForMaskedLM", "MegatronBertForNextSentencePrediction"):
+        for library in (transformers, megabert):
+            model = getattr(library, name).from_pretrained(folder).eval()
+            with torch.no_grad():
+                assert model(**inputs[0]).logits.isfinite().all()
+    auto = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    assert type(auto).__name__ == "MegatronBertForMaskedLM"
 
 
 def test_a_wrong_path_is_one_line(folder, capsys):

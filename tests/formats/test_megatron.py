@@ -96,6 +96,9 @@ def test_the_published_zip(tmp_path, tensors, compression):
     before = path.read_bytes()
     made.assert_equal(megatron.read(path, heads=4).tensors, tensors)
     assert path.read_bytes() == before
+    with zipfile.ZipFile(path, "a", compression) as archive:
+        archive.writestr("release/vocab.txt", "[PAD]\n")
+    assert megatron.read(path, heads=4).vocabulary == {"vocab.txt": b"[PAD]\n"}
 
 
 @pytest.mark.parametrize(
@@ -154,8 +157,7 @@ def test_any_cut_round_trips_bit_for_bit(tmp_path, cut, era, dtype, parts, vocab
     made.assert_equal(found.tensors, weights)
     assert {name: found.config[name] for name in source.config} == source.config
     assert found.training["iteration"] == 12 and found.training["consumed_train_samples"] == 96
-    if chunks == 1:
-        made.assert_equal(found.optimizer, made.loaded(source.optimizer))
+    made.assert_equal(found.optimizer, made.loaded(source.optimizer))
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,32 @@ def test_megatron_core_inside_nemo(tmp_path):
     made.assert_equal(nemo.read(archive_of(tmp_path / "x.nemo", members)).tensors, tensors)
 
 
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("common", [False, True])
+def test_distributed_weights_inside_an_archive_are_read_in_place(tmp_path, folder, common):
+    tensors = made.weights(dtype=torch.bfloat16)
+    layout = megatron_core_write.Layout(divisible_by=1, common=common)
+    megatron_core_write.write(made.checkpoint(tensors), tmp_path / "core", layout=layout)
+    config = b"mcore_bert: true\nnum_attention_heads: 4\nnemo_version: 1.22.0\nlayernorm_epsilon: 1e-6\n"
+    members = {"model_config.yaml": config, "0123_vocab.txt": VOCABULARY}
+    for file in (tmp_path / "core" / "release").iterdir():
+        members[f"model_weights/{file.name}"] = file.read_bytes()
+    path = archive_of(tmp_path / "x.nemo", members, compressed=not common)
+    if folder:
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "unpacked", filter="data")
+        path = tmp_path / "unpacked"
+    before = sorted(tmp_path.rglob("*"))
+    read = checkpoints.open_checkpoint(path)
+    made.assert_equal(read.tensors, tensors)
+    assert read.vocabulary == {"vocab.txt": VOCABULARY} and read.config["num_attention_heads"] == 4
+    assert "a NeMo checkpoint with distributed weights" in read.notes
+    assert sorted(tmp_path.rglob("*")) == before
+    del members["model_weights/.metadata"]
+    with pytest.raises(ValueError, match=r"x\.nemo keeps its weights .* not read \(zarr\)"):
+        nemo.read(archive_of(tmp_path / "x.nemo", members))
+
+
 @pytest.mark.parametrize(
     ("target", "layers", "names"),
     [
@@ -257,7 +283,11 @@ def test_heads_of_tasks(tmp_path, target, layers, names):
     members = {"model_config.yaml": config, "c_encoder_config.json": ENCODER, "model_weights.ckpt": state}
     read = nemo.read(archive_of(tmp_path / "x.nemo", members))
     assert set(read.tensors) - set(tensors) == names
-    assert any("left out, a task's head" in note for note in read.notes) == (not names)
+    said = [note for note in read.notes if "left out, a task's head" in note]
+    assert bool(said) == (not names)
+    if not names:
+        assert "classifier.mlp.layer0.weight" in said[0]
+        assert ("reads a pooler's output" if target[:4] == "Text" else "2 layers with ReLU") in said[0]
     if names:
         assert read.config["num_labels"] == 2
         assert target[:2] in read.config["architectures"][0] or "Question" in read.config["architectures"][0]

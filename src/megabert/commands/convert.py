@@ -85,6 +85,11 @@ class TargetOptions:
     vocab_size: int | None = option(None, "cut or pad the vocabulary to this many entries", minimum=1, example="30522")
     unpad_vocab: bool = option(False, "cut the vocabulary to the entries of the tokenizer")
     max_shard_size: float = option(5.0, "files of a Transformers folder are at most this large, in GB", above=0)
+    safe_serialization: bool = option(
+        True,
+        "weights of a Transformers folder as safetensors; --no-safe-serialization writes one pytorch_model.bin, for "
+        "programs that read nothing else",
+    )
     optimizer: bool = option(True, "convert the optimizer's state where both formats have it; --no-optimizer drops it")
     verify: bool = option(False, "run both sides on fixed inputs, and compare the logits")
     overwrite: bool = option(False, "replace TARGET")
@@ -110,7 +115,8 @@ def run(config: Config) -> None:
     chosen = config.to or ("nemo" if config.target.suffix == ".nemo" else "huggingface")
     choices = _choices(config, chosen)
     target.refuse_existing(config.target, overwrite=config.overwrite)
-    _keep_source(Path(config.source), config.target)
+    if Path(config.source).exists():
+        target.keep_sources([Path(config.source)], config.target)
     checkpoint = read(config)
     print(summary(checkpoint))
     for note in checkpoint.notes:
@@ -124,16 +130,6 @@ def run(config: Config) -> None:
     print(f"written: {config.target} ({chosen}) in {time.monotonic() - begin:.1f} s")
     if config.verify:
         _verify(checkpoint, config)
-
-
-def _keep_source(source: Path, target: Path) -> None:
-    """Refuse a target that is the source, lies in it, or would replace a folder that it lies in."""
-    if not source.exists():
-        return
-    source, target = source.resolve(), target.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"TARGET {target} is SOURCE, or one lies in the other; a source is never changed: name "
-                         "another target")  # fmt: skip
 
 
 def read(config: SourceOptions) -> Checkpoint:
@@ -211,7 +207,10 @@ def _choices(config: Config, chosen: str) -> dict[str, Any]:
     if chosen == "huggingface":
         if ranks != (1, 1) or config.virtual_pipeline_model_parallel_size != 1:
             raise ValueError("--tensor-model-parallel-size and its like are for Megatron's formats; give --to megatron")
-        return {"shard_bytes": int(config.max_shard_size * 1e9)}
+        container = "safetensors" if config.safe_serialization else "torch"
+        return {"shard_bytes": int(config.max_shard_size * 1e9), "container": container}
+    if not config.safe_serialization:
+        raise ValueError("--no-safe-serialization is for a Transformers folder; leave it out")
     if chosen == "megatron":
         from megabert.formats.megatron_write import Layout
 

@@ -2,8 +2,9 @@
 
   python convert_megatron_bert_checkpoint.py megatron_bert_345m_v0_1_uncased.zip
 
-`config.json` and the weights (`model.safetensors`) are written beside the file, which may be any checkpoint that
-`megabert convert` reads. Files that are there already are replaced only with --overwrite.
+`config.json` and `pytorch_model.bin` are written beside the file, which may be any checkpoint that `megabert convert`
+reads, and a tokenizer where a vocab.txt lies there or --tokenizer names one. A second run replaces what the first one
+wrote; other files of these names are replaced only with --overwrite.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from megabert import cli
 from megabert import config as configuration
 from megabert.commands import convert
 from megabert.config import option
+from megabert.formats.json_file import read_object
 
 PROGRAM = "convert_megatron_bert_checkpoint.py"
+CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
+_SHADOWING = ("model.safetensors", "model.safetensors.index.json")
+"""What `from_pretrained` opens before `pytorch_model.bin`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,41 +35,73 @@ class Config(convert.SourceOptions):
     path_to_checkpoint: str = option(dataclasses.MISSING, "a checkpoint, such as the zip of NGC", positional=True)
     vocab_size: int | None = option(None, "cut or pad the vocabulary to this many entries", minimum=1, example="30522")
     verify: bool = option(False, "run both sides on fixed inputs, and compare the logits")
-    overwrite: bool = option(False, "replace a config.json and weights that are there")
+    overwrite: bool = option(False, "replace files that this command did not write")
 
 
 def run(config: Config) -> None:
     """Convert, and put the results beside the source.
 
     Raises:
-        ValueError, OSError: as `convert.run`, or files of that name are there.
+        ValueError, OSError: as `convert.run`, or files that are no earlier result are in the way.
     """
     source = Path(config.path_to_checkpoint)
     folder = source.resolve().parent if source.exists() else Path.cwd()
+    _check(config, source, folder)
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(convert.SourceOptions)}
     # Beside the source, so that a move is a rename.
     with tempfile.TemporaryDirectory(prefix=".megabert-", dir=folder) as temporary:
         made = Path(temporary) / "model"
         converted = convert.Config(
             source=config.path_to_checkpoint, target=made, to="huggingface", optimizer=False, verify=config.verify,
-            vocab_size=config.vocab_size, **shared,
+            vocab_size=config.vocab_size, safe_serialization=False, **shared,
         )  # fmt: skip
-        if not config.overwrite:
-            _refuse(folder, ["config.json", "model.safetensors"])
         convert.run(converted)
-        files = sorted(made.iterdir())
-        if not config.overwrite:
-            _refuse(folder, [file.name for file in files if file.name != "vocab.txt"])
-        for file in files:
-            if file.name != "vocab.txt" or not (folder / file.name).exists():
-                file.replace(folder / file.name)
-    print(f"config.json and the weights are in {folder}")
+        for file in sorted(made.iterdir(), key=lambda file: file.name == CONFIG):  # the config last: then all is there
+            there = folder / file.name
+            if file.name in (CONFIG, WEIGHTS) or not there.exists() or config.tokenizer is not None:
+                file.replace(there)
+        for name in _SHADOWING:
+            (folder / name).unlink(missing_ok=True)
+    print(f"{CONFIG} and {WEIGHTS} are in {folder}")
 
 
-def _refuse(folder: Path, names: Sequence[str]) -> None:
-    there = next((folder / name for name in names if (folder / name).exists()), None)
-    if there is not None:
-        raise ValueError(f"{there} exists; move it away, or give --overwrite to replace it")
+def _check(config: Config, source: Path, folder: Path) -> None:
+    """Refuse to write over the source, and over what an earlier run did not write.
+
+    Raises:
+        ValueError: one file is in the way; it is named.
+    """
+    from megabert.formats import huggingface_checkpoint  # heavy: not for --help
+
+    written = [folder / name for name in (CONFIG, WEIGHTS)]
+    used = {path.resolve() for path in (source, config.config_file) if path is not None and path.exists()}
+    for path in written:
+        if path.resolve() in used:
+            raise ValueError(f"{path} would be replaced by the result: give it another name first")
+    if source.is_file() and huggingface_checkpoint.look(source) is not None:
+        raise ValueError(f"{source} is in a Transformers folder already: from_pretrained({str(folder)!r}) opens it")
+    if config.overwrite:
+        return
+    shadowing = [folder / name for name in _SHADOWING if (folder / name).exists()]
+    if shadowing:
+        raise ValueError(f"{shadowing[0]} exists, which from_pretrained would take in place of {WEIGHTS}; move it "
+                         "away, or give --overwrite to replace it")  # fmt: skip
+    there = next((path for path in written if path.exists()), None)
+    if there is not None and not _is_result(folder):
+        raise ValueError(f"{there} exists, and is not of an earlier run; move it away, or give --overwrite to replace "
+                         "it")  # fmt: skip
+    if config.tokenizer is not None:
+        names = (name for name in huggingface_checkpoint.VOCABULARY_FILES if (folder / name).exists())
+        if name := next(names, None):
+            raise ValueError(f"{folder / name} exists; move it away, or give --overwrite to replace it by --tokenizer")
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether config.json is one that this command, or Transformers', writes."""
+    try:
+        return read_object(folder / CONFIG).get("model_type") in ("megatron-bert", "bert")
+    except (ValueError, OSError):
+        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

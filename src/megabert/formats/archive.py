@@ -61,7 +61,7 @@ def members(path: Path) -> dict[str, Region]:
 
 def _folder(root: Path, folder: Path, depth: int) -> Iterator[tuple[str, Region]]:
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") and entry.name != ".metadata":  # of a distributed checkpoint
             continue
         if entry.is_dir() and not entry.is_symlink() and depth < _DEEPEST:
             yield from _folder(root, entry, depth + 1)

@@ -8,7 +8,7 @@ docs/formats.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from megabert.formats.table import Row
@@ -149,7 +149,7 @@ def first_generation(layers: int) -> list[Row]:
     return rows
 
 
-_WITHIN_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
+_WITHIN_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.(.+)$")
 _OUTSIDE = re.compile(
     r"(?:^|\.)("
     r"(?:word|position|tokentype)_embeddings\.weight|word_embeddings_for_head\.weight"
@@ -208,7 +208,7 @@ def dress(name: str, era: Era) -> str:
     return name
 
 
-_LAYERS = re.compile(r"(?<![^.])(layers|layer)\.(\d+)\.")
+_LAYERS = re.compile(r"(?<![^.])(layers|layer)\.(\d{1,9})\.")
 
 
 def shift(name: str, by: int) -> tuple[str, int]:
@@ -223,6 +223,18 @@ def shift(name: str, by: int) -> tuple[str, int]:
 def count(names: Iterable[str]) -> int:
     """How many layers the names tell of; 0 when there is none."""
     return 1 + max((shift(name, 0)[1] for name in names), default=-1)
+
+
+def count_checked(names: Collection[str]) -> int:
+    """As `count`, for names that a file gave: one that counts to a billion shall not make as many rows.
+
+    Raises:
+        ValueError: there are fewer names than layers.
+    """
+    layers = count(names)
+    if layers > len(names):
+        raise ValueError(f"the checkpoint names layer {layers - 1}, but holds {len(names)} tensors; it is damaged")
+    return layers
 
 
 def without_wrapper(name: str) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ class Checkpoint:
         optimizer: `exp_avg/<name>`, `exp_avg_sq/<name>`, `master/<name>` and `step`; empty when there is none.
         training: iteration, consumed samples, learning rate schedule, ...; plain values.
         notes: what is odd or missing, to be said aloud.
+        sources: the path that was opened, then every file that its tensors may lie in; nothing is written over them.
     """
 
     family: str
@@ -99,6 +101,7 @@ class Checkpoint:
     optimizer: Mapping[str, LazyTensor] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sources: tuple[Path, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from megabert.formats.checkpoint import Checkpoint
 from megabert.formats.table import Order, resize_vocabulary
+from megabert.formats.target import files_of, keep_sources
 
 READERS: dict[str, str] = {
     "native": "native",
@@ -57,10 +58,17 @@ def find_format(path: Path) -> str | None:
     Raises:
         ValueError: a checkpoint lies there, but it is damaged or not whole.
     """
+    found = _look(path)
+    return found[0] if found else None
+
+
+def _look(path: Path) -> tuple[str, Path] | None:
+    """The format, and the file or folder that a checkpoint really is (a rank's file stands for the folder of all)."""
     for name, module_name in READERS.items():
         module = _module(module_name)
-        if module is not None and module.look(path) is not None:
-            return name
+        facts = module.look(path) if module is not None else None
+        if facts is not None:
+            return name, facts if isinstance(facts, Path) else getattr(facts, "folder", None) or facts.path
     return None
 
 
@@ -82,16 +90,19 @@ def open_checkpoint(
     from megabert.formats import download, named
 
     place = named.resolve(source, progress=download.show_progress(str(source)))
-    found = find_format(place.path)
-    if found is None:
+    seen = _look(place.path)
+    if seen is None:
         raise ValueError(
             f"{place.path} is no checkpoint that is known here: a Transformers folder, a checkpoint of Megatron-LM or "
             "Megatron-core, a NeMo archive or a training folder of this package is needed"
         )
+    found, whole = seen
     module = _module(READERS[found])
     assert module is not None
     wanted = {"heads": heads, "order": order, "optimizer": optimizer}
     checkpoint = module.read(place.path, **_accepted(module.read, wanted))
+    files = (file.absolute() for file in files_of(whole))
+    checkpoint = dataclasses.replace(checkpoint, sources=(place.path.absolute(), *files))
     if place.vocabulary is not None and not checkpoint.vocabulary:
         vocabulary = {"vocab.txt": place.vocabulary.read_bytes()}
         checkpoint = dataclasses.replace(checkpoint, vocabulary=vocabulary)
@@ -118,7 +129,8 @@ def save_checkpoint(
         Notes: what was added or could not be kept.
 
     Raises:
-        ValueError: no such format, the model does not fit into it, or something lies at `path`.
+        ValueError: no such format, the model does not fit into it, something lies at `path`, or what the checkpoint
+            was opened from lies there, around it or in it.
         OSError: the disk is full or not writable.
     """
     path = Path(path)
@@ -126,6 +138,7 @@ def save_checkpoint(
     module = _module(WRITERS[chosen]) if chosen in WRITERS else None
     if module is None:
         raise ValueError(f"format {chosen!r} is not written; one of {', '.join(WRITERS)} is needed")
+    keep_sources(checkpoint.sources, path)
     notes = module.write(checkpoint, path, overwrite=overwrite, **choices)
     return list(notes or ())
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import BertConfig, MegatronBertConfig, PretrainedConfig
 
-from megabert.formats import safetensors_file, sizes, unpickle
+from megabert.formats import safetensors_file, sizes, torch_writer, unpickle
 from megabert.formats.checkpoint import POST_LAYERNORM, PRE_LAYERNORM, Checkpoint, LazyTensor
 from megabert.formats.huggingface import MARK
 from megabert.formats.json_file import read_object
@@ -31,9 +32,11 @@ VOCABULARY_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "spe
 _LARGEST_VOCABULARY = 256 << 20
 _BASE = ("embeddings.", "encoder.", "pooler.")
 _DECODER, _BIAS = "cls.predictions.decoder", "cls.predictions.bias"
+_WORDS = "bert.embeddings.word_embeddings.weight"
 _TYPES = "bert.embeddings.token_type_embeddings.weight"
 NO_TOKENTYPES = "megatron_tokentypes"
 """False in a config whose table of token types is zeros that were added here."""
+Container = Literal["safetensors", "torch"]
 SHARD_BYTES = 5_000_000_000
 
 
@@ -154,11 +157,15 @@ def _vocabulary(folder: Path) -> dict[str, bytes]:
             if file.is_file() and file.stat().st_size <= _LARGEST_VOCABULARY}  # fmt: skip
 
 
-def write(checkpoint: Checkpoint, path: Path, *, shard_bytes: int = SHARD_BYTES, overwrite: bool = False) -> list[str]:
+def write(
+    checkpoint: Checkpoint, path: Path, *, shard_bytes: int = SHARD_BYTES, container: Container = "safetensors",
+    overwrite: bool = False,
+) -> list[str]:  # fmt: skip
     """Write a folder that plain Transformers opens.
 
     Args:
         shard_bytes: weights over this size are written as several files.
+        container: of the weights: `model.safetensors`, or torch's `pytorch_model.bin`.
 
     Returns:
         Notes: what was added or could not be kept.
@@ -171,7 +178,10 @@ def write(checkpoint: Checkpoint, path: Path, *, shard_bytes: int = SHARD_BYTES,
     if checkpoint.optimizer:
         notes.append("the optimizer's state has no place in a Transformers folder; it is left out")
     with new_folder(path, overwrite=overwrite) as folder:
-        _write_weights(tensors, folder, shard_bytes)
+        if container == "torch":
+            _write_pickled(tensors, folder)
+        else:
+            _write_weights(tensors, folder, shard_bytes)
         text = json.dumps(config, indent=2, sort_keys=True, default=str) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
         for name, data in checkpoint.vocabulary.items():
@@ -224,6 +234,15 @@ def _write_weights(tensors: Mapping[str, LazyTensor], folder: Path, shard_bytes:
     total = sum(tensor.bytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_pickled(tensors: Mapping[str, LazyTensor], folder: Path) -> None:
+    """One file of torch's, as Transformers wrote before safetensors: tied weights under both names, stored once."""
+    both = dict(tensors)
+    for tied, name in ((f"{_DECODER}.weight", _WORDS), (f"{_DECODER}.bias", _BIAS)):
+        if _BIAS in tensors:
+            both.setdefault(tied, tensors[name])
+    torch_writer.save(OrderedDict(both), folder / "pytorch_model.bin")
 
 
 def _write_tokenizer(folder: Path, vocabulary: bytes) -> list[str]:

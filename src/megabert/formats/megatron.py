@@ -15,7 +15,7 @@ from megabert.formats import bert_names, megatron_arguments, megatron_first, meg
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
 from megabert.formats.megatron_arguments import ADDED_ROWS
 from megabert.formats.megatron_layout import Layout, find
-from megabert.formats.megatron_shard import Shard, read_shard, training_of, vocabulary_beside
+from megabert.formats.megatron_shard import Shard, layers_before, read_shard, training_of, vocabulary_of
 from megabert.formats.table import ORDERS, Order, join, order_of, resize_vocabulary
 
 
@@ -86,12 +86,14 @@ def assemble(
     told, more = sizes.infer(tensors, heads)
     if not first.arguments.get("num_attention_heads"):
         more.append(f"the file does not say how many attention heads there are: {heads} taken")
+    megatron_arguments.check_sizes(first.arguments, told, first.name)
     config = {**told, **config, "intermediate_size": told.get("intermediate_size")}
     sizes.check(config, tensors)
     state: Mapping[str, LazyTensor] = {}
     if optimizer:
-        state, said = megatron_optimizer.read(layout, shards, rows, heads, chosen)
-        notes += said
+        held = megatron_optimizer.read(layout, shards)
+        state = megatron_optimizer.joined(held, rows, heads, chosen, tensors)
+        notes += held.notes
     added = first.arguments.get(ADDED_ROWS)
     if isinstance(added, int) and 0 < added < config["vocab_size"]:
         tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
@@ -99,7 +101,7 @@ def assemble(
         config["vocab_size"] = added
     checkpoint = Checkpoint(
         family=PRE_LAYERNORM, config=config, tensors=tensors, optimizer=state, training=training_of(first),
-        vocabulary=vocabulary_beside(layout.path),
+        vocabulary=vocabulary_of(layout),
         notes=(*notes, *supposed, *more, *([foreign_note(shards)] if foreign_note(shards) else [])),
     )  # fmt: skip
     doubt = plausibility.doubt(checkpoint, chosen, layout.tensor_ranks)
@@ -135,29 +137,20 @@ def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> No
 
 
 def whole_rank(layout: Layout, shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[str, LazyTensor]:
-    """All tensors of one tensor rank, layers counted over the whole model.
-
-    Chunk `c` of stage `s` comes after the chunks before it of all stages, and after the stages before it of chunk `c`.
-    """
+    """All tensors of one tensor rank, layers counted over the whole model."""
     stages = [shards[rank, stage] for stage in range(layout.stages)]
     chunks = len(stages[0].chunks)
     if any(len(stage.chunks) != chunks for stage in stages):
         raise ValueError(f"{layout.path}: stages have different numbers of chunks; the ranks are not of one run")
     merged: dict[str, LazyTensor] = {}
-    before = 0
-    for chunk in range(chunks):
-        for stage in stages:
-            tensors = stage.chunks[chunk]
-            local = 0
-            for name, tensor in tensors.items():
-                moved, layer = bert_names.shift(name, before)
-                local = max(local, layer - before + 1)
-                if moved in merged:
-                    if _is_word_embedding(moved):
-                        continue
-                    raise ValueError(f"{tensor.origin}: this weight occurs in two stages")
-                merged[moved] = tensor
-            before += local
+    for (stage, chunk), before in layers_before(shards, rank).items():
+        for name, tensor in stages[stage].chunks[chunk].items():
+            moved = bert_names.shift(name, before)[0]
+            if moved in merged:
+                if _is_word_embedding(moved):
+                    continue
+                raise ValueError(f"{tensor.origin}: this weight occurs in two stages")
+            merged[moved] = tensor
     return merged
 
 
@@ -180,7 +173,7 @@ def _canonical(rank: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _rows(rank: Mapping[str, LazyTensor]) -> list[Any]:
-    layers = bert_names.count(rank)
+    layers = bert_names.count_checked(rank)
     head = "multichoice_head" if "multichoice_head.weight" in rank else "classification_head"
     return bert_names.legacy(layers, head=head)
 

@@ -71,6 +71,26 @@ def to_config(arguments: Mapping[str, Any], version: float) -> tuple[dict[str, A
     return config, notes
 
 
+def check_sizes(arguments: Mapping[str, Any], told: Mapping[str, Any], where: str) -> None:
+    """Refuse `args` that tell of another model than the shapes of the tensors.
+
+    Args:
+        told: fields of our config by the shapes.
+        where: the file or folder, for the error.
+
+    Raises:
+        ValueError: a layer is missing at the end, say.
+    """
+    for theirs, ours in (("num_layers", "num_hidden_layers"), ("hidden_size", "hidden_size"),
+                         ("num_attention_heads", None)):  # fmt: skip
+        said = arguments.get(theirs)
+        if not isinstance(said, int):
+            continue
+        if said < 1 or (ours is not None and said != told[ours]):
+            has = f", but its tensors are those of {told[ours]}" if ours else ""
+            raise ValueError(f"{where}: args tell of {theirs} {said}{has}; it is damaged, or not whole")
+
+
 def from_config(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
     """The `args` that say what our config says.
 

@@ -23,6 +23,7 @@ from megabert.formats import (
     megatron_core_chunks,
     megatron_core_names,
     megatron_layout,
+    megatron_optimizer,
     megatron_shard,
     sizes,
     unpickle,
@@ -42,6 +43,7 @@ _LARGEST_JSON = 1 << 20
 _OPTIMIZER = re.compile(r"(?:^|\.)optimizer\.state\.(exp_avg_sq|exp_avg|fp32_param)\.(.+)$")
 _KINDS = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "fp32_param": "master"}
 _STEP_FOLDER = re.compile(r"iter_\d{7,}")
+_NO_STATE = megatron_optimizer.State({}, None, [])
 _IGNORED = ("rng_state", "rerun_state", "optimizer", "chained_", "common_state")
 
 
@@ -108,7 +110,7 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
     Args:
         heads: attention heads; needed only where the file has no `args` and they are not of size 64.
         order: of the fused rows; Megatron-core has always written [heads, 3, size].
-        optimizer: with the state of the optimizer, where a distributed checkpoint has it tensor by tensor.
+        optimizer: with the state of the optimizer, where the checkpoint has it tensor by tensor.
 
     Raises:
         ValueError: nothing of the kind is there, or it is damaged or not whole; file and key are named.
@@ -117,11 +119,11 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None, op
     if facts is None:
         raise ValueError(f"{path} holds no checkpoint of Megatron-core")
     if facts.kind == "torch":
-        return _read_ranks(path, facts, heads, order)
-    return _read_distributed(facts, heads, order, optimizer)
+        return _read_ranks(path, facts, heads, order, optimizer)
+    return read_contents(megatron_core_chunks.read(facts.folder), heads, order, optimizer, {}, facts.said)
 
 
-def _read_ranks(path: Path, facts: Facts, heads: int | None, order: Order | None) -> Checkpoint:
+def _read_ranks(path: Path, facts: Facts, heads: int | None, order: Order | None, optimizer: bool) -> Checkpoint:
     layout = megatron_layout.find(path)
     assert layout is not None, path
     shards = {place: megatron_shard.read_shard(layout, place) for place in sorted(layout.ranks)}
@@ -131,27 +133,37 @@ def _read_ranks(path: Path, facts: Facts, heads: int | None, order: Order | None
     ]
     first = shards[0, 0]
     notes = [facts.said, *layout.notes]
-    if "optimizer" in first.content or layout.optimizer_apart:
-        notes.append("the optimizer's state of format torch is not carried from Megatron-core")
-    found = Parts(ranks, {}, first.arguments, None, notes)
+    state = _NO_STATE
+    if optimizer:
+        state = megatron_optimizer.read(layout, shards, megatron_optimizer.core_parameters)
+    found = Parts(ranks, state, first.arguments, notes)
     foreign = megatron.foreign_note(shards)
     return assemble(facts.folder, found, heads, order, megatron_shard.training_of(first), [foreign] if foreign else [])
 
 
 class Parts(NamedTuple):
-    """What was found: tensors of each tensor rank by canonical names, the optimizer's by kind, `args`, step."""
+    """What was found: tensors of each tensor rank by canonical names, the optimizer's, `args`."""
 
     ranks: list[dict[str, LazyTensor]]
-    optimizer: dict[str, dict[str, LazyTensor]]
+    optimizer: megatron_optimizer.State
     arguments: dict[str, Any]
-    step: float | None
     notes: list[str]
 
 
-def _read_distributed(facts: Facts, heads: int | None, order: Order | None, optimizer: bool) -> Checkpoint:
-    folder = facts.folder
-    _check_metadata(folder)
-    contents = megatron_core_chunks.read(folder)
+def read_contents(
+    contents: megatron_core_chunks.Contents, heads: int | None, order: Order | None, optimizer: bool,
+    told: Mapping[str, Any], said: str = "",
+) -> Checkpoint:  # fmt: skip
+    """A checkpoint of a distributed checkpoint's contents.
+
+    Args:
+        told: what is known beside its own `args`, under their names.
+        said: the first note.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    _check_metadata(contents)
     common, foreign = _common(contents)
     weights, states = {}, {}
     for name, stored in contents.tensors.items():
@@ -161,11 +173,13 @@ def _read_distributed(facts: Facts, heads: int | None, order: Order | None, opti
         elif not name.startswith(_IGNORED):
             weights[name] = stored
     plain = unpickle.plain(common.get("args")) if isinstance(common.get("args"), Placeholder | dict) else {}
-    held = {kind: megatron_core_names.unstacked(tensors) for kind, tensors in states.items() if optimizer}
-    notes = [facts.said]
+    plain = {**told, **plain}
+    held = {kind: [megatron_core_names.unstacked(tensors)] for kind, tensors in states.items() if optimizer}
+    notes = [said] if said else []
     if optimizer and not held and any("optimizer" in name for name in (*contents.tensors, *contents.objects)):
         notes.append("the optimizer's state is not stored tensor by tensor, and is not carried")
-    found = Parts([megatron_core_names.unstacked(weights)], held, plain, _step(common), notes)
+    state = megatron_optimizer.State(held, _step(common), [])
+    found = Parts([megatron_core_names.unstacked(weights)], state, plain, notes)
     training = {
         name: unpickle.plain(common[name])
         for name in ("iteration", "num_floating_point_operations_so_far")
@@ -179,31 +193,31 @@ def _read_distributed(facts: Facts, heads: int | None, order: Order | None, opti
     if plain:
         training["arguments"] = plain
     classes = sorted({*foreign, *contents.foreign} - {"argparse.Namespace"})
-    said = [f"objects whose classes were not loaded: {', '.join(classes[:6])}"] if classes else []
-    return assemble(facts.folder, found, heads, order, training, said)
+    last = [f"objects whose classes were not loaded: {', '.join(classes[:6])}"] if classes else []
+    return assemble(contents.folder, found, heads, order, training, last)
 
 
-def _check_metadata(folder: Path) -> None:
-    path = folder / "metadata.json"
-    if not path.is_file():
+def _check_metadata(contents: megatron_core_chunks.Contents) -> None:
+    region = contents.members.get("metadata.json")
+    if region is None:
         return
     try:
-        value = json.loads(path.read_bytes()[:_LARGEST_JSON])
+        value = json.loads(region.read(0, _LARGEST_JSON))
         backend = value["sharded_backend"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} is damaged: it should name the sharded_backend") from None
+        raise ValueError(f"{region.name} is damaged: it should name the sharded_backend") from None
     if backend != "torch_dist":
-        raise ValueError(f"{path}: a checkpoint of the kind {str(backend)[:40]!r} is not read; torch_dist is")
+        raise ValueError(f"{region.name}: a checkpoint of the kind {str(backend)[:40]!r} is not read; torch_dist is")
 
 
 def _common(contents: megatron_core_chunks.Contents) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What is not sharded: in `common.pt`, or as an object among the chunks."""
-    file, region = contents.folder / "common.pt", contents.objects.get(COMMON_OBJECT)
-    if not file.is_file() and region is None:
+    region = contents.members.get("common.pt") or contents.objects.get(COMMON_OBJECT)
+    if region is None:
         return {}, ()
-    loaded = unpickle.load(file if file.is_file() else region)  # type: ignore[arg-type]
+    loaded = unpickle.load(region)
     if not isinstance(loaded.data, dict):
-        raise ValueError(f"{file if file.is_file() else contents.folder}: the common state is no dictionary")
+        raise ValueError(f"{region.name}: the common state is no dictionary")
     return loaded.data, loaded.foreign
 
 
@@ -240,7 +254,7 @@ def assemble(
     words = ranks[0].get("embedding.word_embeddings.weight")
     if words is None or len(words.shape) != 2:
         raise ValueError(f"{folder} holds no word embedding: it is no BERT, or not whole")
-    heads = heads or arguments.get("num_attention_heads")
+    heads = heads or _positive(arguments.get("num_attention_heads"))
     notes = list(found.notes)
     if heads is None:
         heads = sizes.supposed_heads(words.shape[1])
@@ -256,9 +270,11 @@ def assemble(
     config, supposed = megatron_arguments.to_config(arguments, VERSION)
     notes += _tie(tensors, config, bool(arguments.get("untie_embeddings_and_output_weights")))
     told, _ = sizes.infer(tensors, heads)
+    megatron_arguments.check_sizes(arguments, told, str(folder))
     config = {**told, **config, "intermediate_size": told.get("intermediate_size")}
     sizes.check(config, tensors)
-    state = _state(found, rows, heads, chosen, tensors)
+    state = megatron_optimizer.joined(found.optimizer, rows, heads, chosen, tensors)
+    notes += found.optimizer.notes
     added = arguments.get(megatron_arguments.ADDED_ROWS)
     if isinstance(added, int) and 0 < added < config["vocab_size"]:
         tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
@@ -276,6 +292,10 @@ def assemble(
     return with_heads(checkpoint)
 
 
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
 def _tie(tensors: dict[str, LazyTensor], config: dict[str, Any], untied: bool) -> list[str]:
     """Drop the last stage's copy of the word embedding, which is no weight of its own."""
     decoder = tensors.get(DECODER)
@@ -289,26 +309,6 @@ def _tie(tensors: dict[str, LazyTensor], config: dict[str, Any], untied: bool) -
         return []
     config["tie_word_embeddings"] = False
     return [] if untied else ["output_layer.weight is not the word embedding: the model is taken as untied"]
-
-
-def _state(
-    found: Parts, rows: list[Row], heads: int, order: Order, weights: Mapping[str, LazyTensor]
-) -> dict[str, LazyTensor]:
-    state: dict[str, LazyTensor] = {}
-    for kind, tensors in found.optimizer.items():
-        joined = join(rows, [tensors], heads=heads, order=order)
-        for name, tensor in joined.items():
-            if name not in weights:
-                continue
-            if tensor.shape != weights[name].shape:
-                raise ValueError(
-                    f"{tensor.origin}: {kind} is {list(tensor.shape)}, but its weight {name} is "
-                    f"{list(weights[name].shape)}; give --no-optimizer to convert the weights alone"
-                )
-            state[f"{kind}/{name}"] = tensor
-    if state and found.step is not None:
-        state["step"] = LazyTensor.of(torch.tensor(found.step), "step")
-    return state
 
 
 def rows_of(checkpoint: Checkpoint) -> list[Row]:

@@ -104,12 +104,14 @@ class Contents:
         tensors: by name.
         objects: name -> bytes of a file of `torch.save`.
         foreign: classes in the metadata that no distributed checkpoint has.
+        members: its files.
     """
 
     folder: Path
     tensors: Mapping[str, Stored]
     objects: Mapping[str, Region]
     foreign: tuple[str, ...]
+    members: Mapping[str, Region]
 
 
 _EXPECTED = ("torch.distributed.", "pathlib.", "torch.serialization.")
@@ -121,13 +123,23 @@ def read(folder: Path) -> Contents:
     Raises:
         ValueError: the metadata is damaged or hostile, a file is missing or too short, chunks leave gaps.
     """
-    path = folder / METADATA
-    if path.stat().st_size > _LARGEST_METADATA:
+    return read_members(folder, {entry.name: Region.whole(entry) for entry in folder.iterdir() if entry.is_file()})
+
+
+def read_members(folder: Path, members: Mapping[str, Region]) -> Contents:
+    """As `read`, of files that lie in an archive.
+
+    Args:
+        folder: the folder or the archive, for error texts.
+        members: its files.
+    """
+    path, metadata = folder / METADATA, members[METADATA]
+    if metadata.length > _LARGEST_METADATA:
         raise ValueError(f"{path} is too large for what it should be")
-    loaded = unpickle.loads(path.read_bytes(), str(path))
+    loaded = unpickle.loads(metadata.read(), str(path))
     try:
         state = loaded.data.state
-        places = _places(folder, state["storage_data"])
+        places = _places(folder, members, state["storage_data"])
         tensors, objects = {}, {}
         for name, entry in state["state_dict_metadata"].items():
             if not isinstance(name, str) or not isinstance(entry, Placeholder):
@@ -139,12 +151,13 @@ def read(folder: Path) -> Contents:
     except (AttributeError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ValueError(f"{path} is damaged, or of a version that is not known ({error!r:.100})") from None
     foreign = tuple(name for name in loaded.foreign if not name.startswith(_EXPECTED))
-    return Contents(folder, tensors, objects, foreign)
+    return Contents(folder, tensors, objects, foreign, members)
 
 
-def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[tuple[str, tuple[int, ...] | None], Region]:
+def _places(
+    folder: Path, members: Mapping[str, Region], storage: Mapping[Any, Any]
+) -> dict[tuple[str, tuple[int, ...] | None], Region]:
     """(name, offsets of the chunk, or None for an object) -> its bytes."""
-    sizes: dict[str, int] = {}
     places: dict[tuple[str, tuple[int, ...] | None], Region] = {}
     for index, info in storage.items():
         file, offset, length = (info.state[key] for key in ("relative_path", "offset", "length"))
@@ -152,17 +165,15 @@ def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[tuple[str, tuple[i
             raise ValueError(f"{folder}: chunks that are compressed or changed otherwise ({file}) are not read")
         if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
             raise ValueError(f"{folder / METADATA} names {file!r:.80}, which is no file of this folder")
-        if file not in sizes:
-            if not (folder / file).is_file():
-                raise ValueError(f"{folder} is not whole: {file} is missing")
-            sizes[file] = (folder / file).stat().st_size
+        if file not in members:
+            raise ValueError(f"{folder} is not whole: {file} is missing")
         if type(offset) is not int or type(length) is not int or min(offset, length) < 0:
             raise TypeError(f"{file} at {offset!r}"[:100])
-        if offset + length > sizes[file]:
+        if offset + length > members[file].length:
             raise ValueError(f"{folder / file} is damaged: {index.state['fqn']} ends behind its end (cut short)")
         at = index.state.get("offset")
         key = (index.state["fqn"], None if at is None else tuple(at))
-        places[key] = Region(folder / file, offset, length, None, index.state["fqn"])
+        places[key] = members[file].part(offset, length, index.state["fqn"])
     return places
 
 

@@ -85,6 +85,25 @@ def _refuse_post_layernorm(name: str, origin: str) -> None:
         )
 
 
+# Within a layer, and around the layers: modules in the order in which Megatron-core makes them.
+_LAYER_MODULES = ("input_layernorm", "self_attention.linear_proj", "self_attention.linear_qkv", "pre_mlp_layernorm",
+                  "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
+_MODULES = ("embedding.word_embeddings", "embedding.position_embeddings", "embedding.tokentype_embeddings",
+            "encoder.layers", "encoder.final_layernorm", "lm_head.dense", "lm_head.layer_norm", "output_layer",
+            "binary_head", "pooler.dense")  # fmt: skip
+_LEAVES = ("layer_norm_weight", "layer_norm_bias", "weight", "bias")
+
+
+def place(name: str) -> tuple[int, int, int, int]:
+    """Where a weight comes among its model's, by which an optimizer of format `torch` numbers its parameters."""
+    module, _, leaf = name.rpartition(".")
+    layer = bert_names.shift(name, 0)[1]
+    if layer >= 0:
+        within = module.removeprefix(f"encoder.layers.{layer}.")
+        return _MODULES.index("encoder.layers"), layer, _LAYER_MODULES.index(within), _LEAVES.index(leaf)
+    return _MODULES.index(module), -1, 0, _LEAVES.index(leaf)
+
+
 def rows(names: Iterable[str]) -> list[Row]:
     """The rows for a model of these canonical names.
 
@@ -92,11 +111,9 @@ def rows(names: Iterable[str]) -> list[Row]:
         ValueError: there is no layer.
     """
     held = [name for name in names if name.startswith("encoder.layers.")]
-    layers = bert_names.count(held)
+    layers = bert_names.count_checked(held)
     if not layers:
         raise ValueError("the checkpoint holds no layer of a BERT")
-    if layers > len(held):  # a name that counts to a billion shall not make as many rows
-        raise ValueError(f"the checkpoint names layer {layers - 1}, but holds {len(held)} tensors of layers")
     return bert_names.core(layers)
 
 

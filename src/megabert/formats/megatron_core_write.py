@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 import torch
 
-from megabert.formats import bert_names, megatron_arguments, megatron_core, megatron_write, torch_writer
+from megabert.formats import (
+    bert_names,
+    megatron_arguments,
+    megatron_core,
+    megatron_core_names,
+    megatron_optimizer,
+    megatron_write,
+    torch_writer,
+)
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
 from megabert.formats.megatron_core_chunks import METADATA
 from megabert.formats.megatron_layout import TRACKER
@@ -68,6 +76,7 @@ def write(checkpoint: Checkpoint, path: Path, *, layout: Layout | None = None, o
             f"{size - config['vocab_size']} rows of padding added to the vocabulary of {config['vocab_size']:,}: "
             f"{size:,} are needed for {layout.tensor} tensor ranks"
         )
+    notes += megatron_optimizer.left_out(checkpoint.optimizer, checkpoint.tensors)
     iteration = checkpoint.training.get("iteration")
     numbered = isinstance(iteration, int) and iteration > 0
     name = f"iter_{iteration:07d}" if numbered else "release"
@@ -75,7 +84,7 @@ def write(checkpoint: Checkpoint, path: Path, *, layout: Layout | None = None, o
         inner = folder / name
         inner.mkdir()
         if layout.kind == "torch":
-            notes += _write_ranks(checkpoint, rows, size, layout, inner)
+            _write_ranks(checkpoint, rows, size, layout, inner)
         else:
             _write_distributed(checkpoint, rows, size, layout, inner)
         for file, data in checkpoint.vocabulary.items():
@@ -118,35 +127,51 @@ def _common(checkpoint: Checkpoint, size: int, layout: Layout) -> dict[str, Any]
     return content
 
 
-def _write_ranks(checkpoint: Checkpoint, rows: Sequence[Row], size: int, layout: Layout, folder: Path) -> list[str]:
+def _write_ranks(checkpoint: Checkpoint, rows: Sequence[Row], size: int, layout: Layout, folder: Path) -> None:
     config = checkpoint.config
     if layout.spec == "local":
         rows = bert_names.core(config["num_hidden_layers"], spec="local")
     heads = config["num_attention_heads"]
     tensors = resize_vocabulary(checkpoint.tensors, size)
     ranks = split(rows, tensors, layout.tensor, heads=heads, order="v2")
+    states = megatron_write.optimizer_ranks(checkpoint, rows, size, layout.tensor, "v2")
     for rank, held in enumerate(ranks):
         for stage in range(layout.pipeline):
             place = folder / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if layout.pipeline > 1 else ""))
             place.mkdir()
             content = _common(checkpoint, size, layout)
-            content["model"] = dict(_stage(held, config["num_hidden_layers"], stage, layout.pipeline))
+            content["model"] = _stage(held, config["num_hidden_layers"], stage, layout.pipeline)
+            if states:
+                mine = {kind: _stage(states[kind][rank], config["num_hidden_layers"], stage, layout.pipeline)
+                        for kind in states}  # fmt: skip
+                content["optimizer"] = _optimizer(checkpoint, content["model"], mine)
             torch_writer.save(content, place / "model_optim_rng.pt")
-    return ["the optimizer's state is not carried into format torch of Megatron-core"] if checkpoint.optimizer else []
 
 
-def _stage(held: Mapping[str, LazyTensor], layers: int, stage: int, stages: int) -> Iterator[tuple[str, LazyTensor]]:
-    """What one stage holds, layers counted from 0 in it."""
+def _optimizer(
+    checkpoint: Checkpoint, model: Mapping[str, LazyTensor], states: Mapping[str, Mapping[str, LazyTensor]]
+) -> dict[str, Any]:
+    decayed: list[dict[str, LazyTensor]] = []
+    others: list[dict[str, LazyTensor]] = []
+    for name, _, decays in megatron_optimizer.core_parameters(model, canonical=False):
+        (decayed if decays else others).append({kind: tensors[name] for kind, tensors in states.items()})
+    return megatron_optimizer.write(decayed, others, *megatron_write.optimizer_numbers(checkpoint))
+
+
+def _stage(held: Mapping[str, LazyTensor], layers: int, stage: int, stages: int) -> dict[str, LazyTensor]:
+    """What one stage holds, layers counted from 0 in it, in the order of Megatron-core's modules."""
     count = layers // stages
+    found: dict[str, LazyTensor] = {}
     for name, tensor in held.items():
         moved, layer = bert_names.shift(name, -stage * count)
         if moved == name and not name.startswith("encoder.layers."):
             if stage == (0 if name.startswith(_EMBEDDING) else stages - 1):
-                yield name, tensor
+                found[name] = tensor
         elif 0 <= layer < count:
-            yield moved, tensor
+            found[moved] = tensor
     if stages > 1 and stage == stages - 1 and _OUTPUT not in held and "output_layer.bias" in held:
-        yield _OUTPUT, held[_WORDS]
+        found[_OUTPUT] = held[_WORDS]
+    return {name: found[name] for name in sorted(found, key=megatron_core_names.place)}
 
 
 class _Piece(NamedTuple):
@@ -162,17 +187,8 @@ def _write_distributed(checkpoint: Checkpoint, rows: Sequence[Row], size: int, l
     (whole,) = split(rows, resize_vocabulary(checkpoint.tensors, size), 1, heads=heads, order="v2")
     pieces = _stacked(whole)
     common = _common(checkpoint, size, layout)
-    for kind, theirs in _STATES.items():
-        mine = {
-            name.removeprefix(f"{kind}/"): tensor
-            for name, tensor in checkpoint.optimizer.items()
-            if name.startswith(f"{kind}/")
-        }
-        if not set(mine) >= set(checkpoint.tensors):
-            continue
-        grown = resize_vocabulary(mine, size, moments=kind != "master")
-        (state,) = split(rows, grown, 1, heads=heads, order="v2")
-        pieces |= {f"optimizer.state.{theirs}.{name}": piece for name, piece in _stacked(state).items()}
+    for kind, (state,) in megatron_write.optimizer_ranks(checkpoint, rows, size, 1, "v2").items():
+        pieces |= {f"optimizer.state.{_STATES[kind]}.{name}": piece for name, piece in _stacked(state).items()}
     if "step" in checkpoint.optimizer:
         step = int(checkpoint.optimizer["step"].load().item())
         common["optimizer"] = {"optimizer": {"param_groups": [{"params": [], "step": step}]}}

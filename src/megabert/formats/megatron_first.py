@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from megabert.formats import bert_names, sizes
 from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint, LazyTensor
 from megabert.formats.megatron_layout import Layout
-from megabert.formats.megatron_shard import Shard, training_of, vocabulary_beside
+from megabert.formats.megatron_shard import Shard, training_of, vocabulary_of
 from megabert.formats.table import Order, join
 
 
@@ -30,7 +30,8 @@ def read(
     if words is None or len(words.shape) != 2:
         raise ValueError(f"{first.name} holds no word embedding: it is no BERT, or not whole")
     heads = heads or sizes.supposed_heads(words.shape[1])
-    tensors = join(bert_names.first_generation(bert_names.count(ranks[0])), ranks, heads=heads, order=order or "v0")
+    rows = bert_names.first_generation(bert_names.count_checked(ranks[0]))
+    tensors = join(rows, ranks, heads=heads, order=order or "v0")
     told, notes = sizes.infer(tensors, heads)
     config = {
         **told, "model_type": "bert", "architectures": ["BertForPreTraining"], "hidden_act": "gelu",
@@ -47,5 +48,5 @@ def read(
     optimizer = () if "optimizer" not in first.content else ("the optimizer's state of this generation is not carried",)
     return Checkpoint(
         family=POST_LAYERNORM, config=config, tensors=tensors, training=training_of(first),
-        vocabulary=vocabulary_beside(layout.path), notes=(*layout.notes, *said, *notes, *optimizer),
+        vocabulary=vocabulary_of(layout), notes=(*layout.notes, *said, *notes, *optimizer),
     )  # fmt: skip

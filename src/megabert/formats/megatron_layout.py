@@ -31,12 +31,14 @@ class Layout:
         ranks: (tensor rank, stage) -> the file.
         notes: what was chosen, to be said aloud.
         optimizer_apart: the optimizer lies in files of a distributed optimizer, which are not read.
+        vocabulary: a `vocab.txt` that lies in the same zip.
     """
 
     path: Path
     ranks: dict[tuple[int, int], Region]
     notes: tuple[str, ...] = ()
     optimizer_apart: bool = False
+    vocabulary: Region | None = None
 
     @property
     def tensor_ranks(self) -> int:
@@ -98,7 +100,8 @@ def _of_zip(path: Path, members: dict[str, Region]) -> Layout | None:
     if len(folders) > 1:
         raise ValueError(f"{path} holds {len(folders)} checkpoints ({', '.join(sorted(folders)[:3])}); unpack it and "
                          "name one of them")  # fmt: skip
-    return _whole(Layout(path, next(iter(folders.values()))))
+    vocabulary = next((region for name, region in members.items() if name.split("/")[-1] == "vocab.txt"), None)
+    return _whole(Layout(path, next(iter(folders.values())), vocabulary=vocabulary))
 
 
 def _of_root(path: Path) -> Layout | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import unpickle
+from megabert.formats import bert_names, unpickle
 from megabert.formats.checkpoint import LazyTensor
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.unpickle_globals import Placeholder
@@ -75,6 +75,20 @@ def _flat(part: Mapping[Any, Any], where: str) -> list[tuple[str, LazyTensor]]:
     return found[::-1]
 
 
+def layers_before(shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[tuple[int, int], int]:
+    """(stage, chunk) -> layers of the model before it, on one tensor rank.
+
+    Chunk `c` of stage `s` comes after the chunks before it of all stages, and after the stages before it of chunk `c`.
+    """
+    stages = [shard for (owner, _), shard in sorted(shards.items(), key=lambda item: item[0]) if owner == rank]
+    found, before = {}, 0
+    for chunk in range(len(stages[0].chunks)):
+        for stage, shard in enumerate(stages):
+            found[stage, chunk] = before
+            before += bert_names.count(shard.chunks[chunk])
+    return found
+
+
 def training_of(shard: Shard) -> dict[str, Any]:
     """Iteration, consumed samples, learning rate schedule and arguments, as plain values."""
     content = shard.content
@@ -91,6 +105,13 @@ def training_of(shard: Shard) -> dict[str, Any]:
         training["arguments"] = shard.arguments
     training["checkpoint_version"] = shard.version
     return training
+
+
+def vocabulary_of(layout: Layout) -> dict[str, bytes]:
+    """The vocabulary that lies with the ranks in a zip, or beside them."""
+    if layout.vocabulary is not None and layout.vocabulary.length < _LARGEST_VOCABULARY:
+        return {"vocab.txt": layout.vocabulary.read()}
+    return vocabulary_beside(layout.path)
 
 
 def vocabulary_beside(path: Path) -> dict[str, bytes]:

@@ -65,7 +65,8 @@ def write(checkpoint: Checkpoint, path: Path, *, layout: Layout | None = None, o
     tensors = resize_vocabulary(checkpoint.tensors, size)
     heads, order = config["num_attention_heads"], layout.order
     ranks = split(rows, tensors, layout.tensor, heads=heads, order=order)
-    states = _optimizer_ranks(checkpoint, rows, size, layout)
+    states = optimizer_ranks(checkpoint, rows, size, layout.tensor, order)
+    notes += megatron_optimizer.left_out(checkpoint.optimizer, checkpoint.tensors)
     iteration = checkpoint.training.get("iteration")
     numbered = isinstance(iteration, int) and iteration > 0
     folder_name = f"iter_{iteration:07d}" if numbered else "release"
@@ -119,9 +120,10 @@ def check(checkpoint: Checkpoint, layout: Layout) -> list[Row]:
     return rows
 
 
-def _optimizer_ranks(
-    checkpoint: Checkpoint, rows: Sequence[Row], size: int, layout: Layout
+def optimizer_ranks(
+    checkpoint: Checkpoint, rows: Sequence[Row], size: int, tensor_ranks: int, order: Order
 ) -> dict[str, list[dict[str, LazyTensor]]]:
+    """Kind -> what each tensor rank holds of the optimizer's state; empty when both moments are not there."""
     states = {}
     for kind in megatron_optimizer.KINDS:
         prefix = f"{kind}/"
@@ -130,8 +132,8 @@ def _optimizer_ranks(
         if set(mine) >= set(checkpoint.tensors):
             grown = resize_vocabulary(mine, size, moments=kind != "master")
             heads = checkpoint.config["num_attention_heads"]
-            states[kind] = split(rows, grown, layout.tensor, heads=heads, order=layout.order)
-    return states if set(megatron_optimizer.MOMENTS) <= set(states) and layout.chunks == 1 else {}
+            states[kind] = split(rows, grown, tensor_ranks, heads=heads, order=order)
+    return states if set(megatron_optimizer.MOMENTS) <= set(states) else {}
 
 
 def _content(
@@ -181,14 +183,24 @@ def _optimizer(
     checkpoint: Checkpoint, layout: Layout, stage: int, held: Mapping[str, LazyTensor],
     states: Mapping[str, Mapping[str, LazyTensor]],
 ) -> dict[str, Any]:  # fmt: skip
-    mine = {kind: _stage(checkpoint, layout, stage, 0, {**tensors}) for kind, tensors in states.items()}
-    names = _stage(checkpoint, layout, stage, 0, held)
+    decayed: list[dict[str, LazyTensor]] = []
+    others: list[dict[str, LazyTensor]] = []
+    for chunk in range(layout.chunks):
+        mine = {kind: _stage(checkpoint, layout, stage, chunk, tensors) for kind, tensors in states.items()}
+        names = megatron_optimizer.groups(_stage(checkpoint, layout, stage, chunk, held))
+        for target, group in zip((decayed, others), names, strict=True):
+            target += [{kind: tensors[name] for kind, tensors in mine.items()} for name in group]
+    return megatron_optimizer.write(decayed, others, *optimizer_numbers(checkpoint))
+
+
+def optimizer_numbers(checkpoint: Checkpoint) -> tuple[float, dict[str, Any]]:
+    """The optimizer's step, and the numbers of its groups."""
     step = checkpoint.optimizer["step"].load().item() if "step" in checkpoint.optimizer else 0
     arguments = checkpoint.training.get("arguments") or {}
     numbers = {"lr": arguments.get("lr", 0.0), "eps": arguments.get("adam_eps", 1e-8),
                "betas": (arguments.get("adam_beta1", 0.9), arguments.get("adam_beta2", 0.999)),
                "weight_decay": arguments.get("weight_decay", 0.01)}  # fmt: skip
-    return megatron_optimizer.write(mine, names, step, numbers)
+    return step, numbers
 
 
 def arguments(checkpoint: Checkpoint, layout: Layout, size: int) -> argparse.Namespace:

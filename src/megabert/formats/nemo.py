@@ -19,7 +19,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import archive, bert_names, megatron, megatron_core, megatron_core_names, nemo_config, unpickle
+from megabert.formats import (
+    archive,
+    bert_names,
+    megatron,
+    megatron_core,
+    megatron_core_chunks,
+    megatron_core_names,
+    megatron_optimizer,
+    nemo_config,
+    nemo_heads,
+    unpickle,
+)
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.megatron_shard import Shard, read_shard
@@ -28,9 +39,9 @@ from megabert.formats.table import ORDERS, Order, order_of
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
+DISTRIBUTED = "model_weights/"
 _RANK = re.compile(r"(?:mp_rank_(\d{2,})(?:_(\d{3,}))?|tp_rank_(\d{2,})_pp_rank_(\d{3,}))")
 _LARGEST_VOCABULARY = 64 << 20
-_ONE_LAYER = re.compile(r"^(?:.*\.)?(classifier|qa_classifier)\.mlp\.layer0\.(weight|bias)$")
 _COPY = re.compile(r"(?:state_dict\.)?(?:(?:bert_model|model|module)\.)*word_embeddings\.weight")
 _LIGHTNING = ("pytorch-lightning_version", "state_dict")
 
@@ -75,8 +86,17 @@ class Facts:
         return ranks
 
     @property
+    def distributed(self) -> dict[str, Region]:
+        """The files of a distributed checkpoint, as NeMo 1.21 and later keep Megatron-core's models; else empty."""
+        found = {name.removeprefix(DISTRIBUTED): region for name, region in self.members.items()
+                 if name.startswith(DISTRIBUTED)}  # fmt: skip
+        return found if megatron_core_chunks.METADATA in found else {}
+
+    @property
     def said(self) -> str:
         """In words."""
+        if self.distributed:
+            return "a NeMo checkpoint with distributed weights"
         kind = "a NeMo checkpoint" if CONFIG in self.members else "weights of NeMo without their model_config.yaml"
         return f"{kind} of {len(self.ranks)} rank{'s' if len(self.ranks) > 1 else ''}"
 
@@ -150,10 +170,9 @@ def _choose(path: Path, names: list[str]) -> str:
 
 def _check_whole(path: Path, members: Mapping[str, Region], ranks: Mapping[tuple[int, int], Region]) -> None:
     if not ranks:
-        if any(name.startswith("model_weights/") for name in members):
-            raise ValueError(
-                f"{path} keeps its weights as a distributed checkpoint; unpack it and name model_weights in it"
-            )
+        if any(name.startswith(DISTRIBUTED) for name in members):
+            raise ValueError(f"{path} keeps its weights as a distributed checkpoint of a kind that is not read (zarr): "
+                             f"{DISTRIBUTED}{megatron_core_chunks.METADATA} is not there")  # fmt: skip
         raise ValueError(f"{path} is not whole, or not NeMo's: it holds no {WEIGHTS}")
     for rank in range(1 + max(rank for rank, _ in ranks)):
         for stage in range(1 + max(stage for _, stage in ranks)):
@@ -174,6 +193,8 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None) ->
     facts = look(path)
     if facts is None:
         raise ValueError(f"{path} holds no checkpoint of NeMo (no {CONFIG}, no {WEIGHTS})")
+    if facts.distributed:
+        return _distributed(facts, heads, order)
     layout = Layout(path, facts.ranks)
     shards = {place: read_shard(layout, place) for place in sorted(facts.ranks)}
     first = shards[0, 0]
@@ -191,9 +212,8 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None) ->
         for place, shard in shards.items()
     }
     ranks = [_with_copy(megatron.whole_rank(layout, shards, rank)) for rank in range(layout.tensor_ranks)]
-    heads_found = _task_heads(ranks[0])
-    held = {name: ranks[0][name] for name in heads_found}
-    ranks = [{name: tensor for name, tensor in rank.items() if name not in heads_found} for rank in ranks]
+    held = {name: ranks[0][name] for name in nemo_heads.names(ranks[0])}
+    ranks = [{name: tensor for name, tensor in rank.items() if name not in held} for rank in ranks]
     if megatron_core_names.is_core(ranks[0]):
         checkpoint = _core(facts, ranks, told, heads, order, shards)
     elif any(bert_names.canonical(name) for name in ranks[0]):
@@ -201,7 +221,19 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None) ->
     else:
         shown = ", ".join(sorted(ranks[0])[:2])
         raise ValueError(f"{path} holds no Megatron BERT: its weights are called {shown} ...")
-    return _finished(facts, checkpoint, heads_found, held, config, said)
+    if "optimizer_states" in first.content:
+        said.append("the optimizer's states of Lightning, which number their parameters in an order that no file "
+                    "tells, are not carried")  # fmt: skip
+    return _finished(facts, checkpoint, held, config, said)
+
+
+def _distributed(facts: Facts, heads: int | None, order: Order | None) -> Checkpoint:
+    """Megatron-core's distributed weights, read where they lie."""
+    config = nemo_config.read_yaml(facts.members[CONFIG]) if CONFIG in facts.members else {}
+    told = {"bias_gelu_fusion": True, **nemo_config.arguments(config)}
+    contents = megatron_core_chunks.read_members(facts.path, facts.distributed)
+    checkpoint = megatron_core.read_contents(contents, heads, order, False, told)
+    return _finished(facts, checkpoint, {}, config, [])
 
 
 _VERSIONS: dict[str, float] = {"v0": 0.0, "v1": 1.0, "v2": 3.0}
@@ -261,48 +293,19 @@ def _core(
     shards: Mapping[tuple[int, int], Shard],
 ) -> Checkpoint:  # fmt: skip
     renamed = [megatron_core_names.renamed(rank) for rank in ranks]
-    parts = megatron_core.Parts(renamed, {}, told, None, [])
+    parts = megatron_core.Parts(renamed, megatron_optimizer.State({}, None, []), told, [])
     foreign = megatron.foreign_note(shards)
     return megatron_core.assemble(facts.path, parts, heads, order, {}, [foreign] if foreign else [])
 
 
-def _task_heads(rank: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """Names of weights of a task's head -> what they are here; an empty text for those that our network has not."""
-    found = {}
-    for name in rank:
-        if "classifier." in name and not bert_names.canonical(name):
-            one = _ONE_LAYER.match(name)
-            several = any(
-                f"{name.split('.mlp.')[0]}.mlp.layer{number}." in other for other in rank for number in (1, 2)
-            )
-            found[name] = f"classifier.{one[2]}" if one and not several else ""
-    targets = [to for to in found.values() if to]
-    if len(set(targets)) != len(targets):  # two heads, as for intents and slots
-        found = dict.fromkeys(found, "")
-    return found
-
-
 def _finished(
-    facts: Facts, checkpoint: Checkpoint, heads: Mapping[str, str], held: Mapping[str, LazyTensor],
-    config: Mapping[str, Any], said: list[str],
-) -> Checkpoint:  # fmt: skip
+    facts: Facts, checkpoint: Checkpoint, held: Mapping[str, LazyTensor], config: Mapping[str, Any], said: list[str]
+) -> Checkpoint:
     """With the task's head, vocabulary and what is said about them."""
-    tensors, fields = dict(checkpoint.tensors), dict(checkpoint.config)
     target = str(config.get("target", ""))
-    notes = [facts.said, *([f"its class was {target}"] if target else []), *said]
-    task = _TASKS.get(target.rpartition(".")[2])
-    carried = {to: name for name, to in heads.items() if to and task}
-    for to, name in carried.items():
-        to = to.replace("classifier.", "qa_outputs.") if task == "MegatronBertForQuestionAnswering" else to
-        tensors[to] = held[name]
-    if carried and task:
-        fields["architectures"] = [task]
-        fields["num_labels"] = next(held[name].shape[0] for to, name in carried.items() if to.endswith("weight"))
-        notes.append(f"the task's head is carried: {task}")
-    dropped = sorted(name for name in heads if name not in carried.values())
-    if dropped:
-        notes.append(f"left out, a task's head that this network has not: {', '.join(dropped[:4])}"
-                     f"{' ...' if len(dropped) > 4 else ''}")  # fmt: skip
+    head = nemo_heads.head(held, target)
+    tensors, fields = {**checkpoint.tensors, **head.tensors}, {**checkpoint.config, **head.fields}
+    notes = [facts.said, *([f"its class was {target}"] if target else []), *said, *head.notes]
     vocabulary = _vocabulary(facts.members) or dict(checkpoint.vocabulary)
     lines = vocabulary.get("vocab.txt", b"").count(b"\n")
     if lines > fields["vocab_size"]:
@@ -314,13 +317,6 @@ def _finished(
         checkpoint, tensors=tensors, config=fields, vocabulary=vocabulary, training=training,
         notes=(*notes, *(note for note in checkpoint.notes if not note.startswith("checkpoint_version"))),
     )  # fmt: skip
-
-
-# Heads of one layer that read what ours read; NeMo's text classifier reads the first token without a pooler.
-_TASKS = {
-    "TokenClassificationModel": "MegatronBertForTokenClassification",
-    "QAModel": "MegatronBertForQuestionAnswering",
-}
 
 
 def _vocabulary(members: Mapping[str, Region]) -> dict[str, bytes]:

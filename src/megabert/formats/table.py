@@ -187,7 +187,7 @@ def join(
         ValueError: a rank lacks what others have, or shapes do not fit; file and key are named.
     """
     size = len(ranks)
-    if heads % size:
+    if heads < 1 or heads % size:
         raise ValueError(f"{heads} attention heads cannot be shared by {size} ranks; the number of heads is wrong")
     tensors: dict[str, LazyTensor] = {}
     for row in rows:

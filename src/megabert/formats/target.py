@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,46 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
     if (path.exists() or path.is_symlink()) and not overwrite and not empty:
         raise ValueError(f"{path} exists; give another target, or --overwrite to replace it")
+
+
+_MOST_FILES = 100_000
+
+
+def files_of(place: Path) -> Iterator[Path]:
+    """The file at a place, or all that lie in it, links followed."""
+    if place.is_file():
+        yield place
+    seen, found = set(), 0
+    for folder, folders, names in os.walk(place, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()  # a link that leads back
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in names:
+            yield Path(folder, name)
+            found += 1
+            if found > _MOST_FILES:
+                return
+
+
+def keep_sources(sources: Sequence[Path], target: Path) -> None:
+    """Refuse a target that is a source, lies in the one that was opened, or would replace a folder that holds one.
+
+    Args:
+        sources: the path that was opened, then the files that were read; each counts by its name and by what its links
+            lead to.
+
+    Raises:
+        ValueError: so it is.
+    """
+    places = {Path(os.path.abspath(target)), target.resolve()}
+    for index, source in enumerate(sources):
+        for name in {Path(os.path.abspath(source)), source.resolve()}:
+            inside = index == 0 and any(name in place.parents for place in places)
+            if inside or any(place == name or place in name.parents for place in places):
+                raise ValueError(f"TARGET {target} is SOURCE, or one lies in the other ({name}); a source is never "
+                                 "changed: name another target")  # fmt: skip
 
 
 @contextmanager
