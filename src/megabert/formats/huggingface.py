@@ -169,7 +169,7 @@ def _write_note(folder: Path, config: MegatronBertConfig) -> None:
     model_class = (config.architectures or ["MegatronBertModel"])[0]
     lines = [
         "# Open this model with megabert\n",
-        "Plain Transformers has no counterpart of its settings: its classes load the weights and compute other numbers.\n",
+        "Plain Transformers lacks some of its settings: its classes load the weights and compute other numbers.\n",
         *(f"* {line}" for line in said),
         f"\n```python\nfrom megabert import {model_class}\n```",
     ]

@@ -49,7 +49,7 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = UNDIVIDED
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [FOR_STRANGERS]
+    _keys_to_ignore_on_load_unexpected = [FOR_STRANGERS]
     open_elsewhere: ClassVar[Opener | None] = None
     """What reads checkpoints that Transformers does not know; `megabert` sets it, this room knows no format."""
 
