@@ -33,7 +33,7 @@ UNDIVIDED = ["MegatronBertEmbeddings", "MegatronBertLayer"]
 """Modules that `device_map` keeps on one device."""
 
 
-FOR_STRANGERS = r"megabert_only\..*"
+FOR_STRANGERS = [r"megabert_only\..*"]
 """Tensors that are written for other packages to stumble over."""
 
 
@@ -49,7 +49,7 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = UNDIVIDED
-    _keys_to_ignore_on_load_unexpected = [FOR_STRANGERS]
+    _keys_to_ignore_on_load_unexpected = FOR_STRANGERS
     open_elsewhere: ClassVar[Opener | None] = None
     """What reads checkpoints that Transformers does not know; `megabert` sets it, this room knows no format."""
 
