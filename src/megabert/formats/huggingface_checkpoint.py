@@ -17,6 +17,7 @@ from transformers import BertConfig, MegatronBertConfig, PretrainedConfig
 
 from megabert.formats import fields, safetensors_file, sizes, torch_writer, unpickle
 from megabert.formats.checkpoint import POST_LAYERNORM, PRE_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats.huggingface import MARK
 from megabert.formats.json_file import read_object
 from megabert.formats.target import new_folder
 
@@ -135,6 +136,8 @@ def _ours(found: Mapping[str, LazyTensor], config: Mapping[str, Any], notes: lis
     for name, tensor in found.items():
         if name.endswith((".position_ids", ".token_type_ids")) or name == "position_ids":
             continue  # a buffer of old versions
+        if name == MARK:
+            continue
         name = f"bert.{name}" if name.startswith(_BASE) else name
         # What Transformers wrote before 2020.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
