@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import MegatronBertConfig
 
-from megabert.formats import huggingface_checkpoint, native_shards, safetensors_file, sizes
+from megabert.formats import fields, huggingface_checkpoint, native_shards, safetensors_file, sizes
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor
 from megabert.formats.json_file import read_object
 from megabert.formats.native_shards import INDEX
@@ -60,7 +60,8 @@ def read(path: Path, *, optimizer: bool = True) -> Checkpoint:
     found = parts["model"]
     config = _config(folder.resolve().parent.parent, found)
     tensors = _plain_bias(found)
-    sizes.check(config, tensors)
+    config = fields.checked(config, str(folder))
+    sizes.check_named(str(folder), config, tensors)
     state = _optimizer(parts["optimizer"], found) if optimizer else {}
     training = _training(folder)
     return Checkpoint(

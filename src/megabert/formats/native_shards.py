@@ -80,7 +80,7 @@ def _joined(origin: str, dtype: torch.dtype, shape: tuple[int, ...], pieces: Seq
         if len(ends) != len(shape) or piece.dtype != dtype or any(e > s for e, s in zip(ends, shape, strict=True)):
             raise ValueError(f"{origin}: the piece at {list(offsets)} does not lie in {list(shape)} {dtype}")
     boxes = [(offsets, piece.shape) for offsets, piece in pieces]
-    if sum(piece.numbers for _, piece in pieces) != math.prod(shape) or collide(boxes):
+    if sum(piece.numbers for _, piece in pieces) != math.prod(shape) or collide(boxes, origin):
         raise ValueError(f"{origin}: its pieces do not make up {list(shape)}; the checkpoint is not whole")
 
     def load() -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -122,8 +123,11 @@ class Trainer:
         self._faults = 0
         self._sinks: list[Sink] = []
 
-    def fit(self) -> Outcome:
+    def fit(self, accepted: Callable[[], None] | None = None) -> Outcome:
         """Train to the end, or until a signal, --exit-interval or --exit-duration-in-mins; save; say how to go on.
+
+        Args:
+            accepted: called when the checkpoint to go on from, if any, was found to fit: nothing was written before.
 
         Raises:
             ValueError: a checkpoint damaged or of another run; bad rows; under `--on-nan stop`, a loss that is NaN.
@@ -134,6 +138,8 @@ class Trainer:
             self.checkpoints.prepare()
             restore(self)
             if self.team.leads:
+                if accepted is not None:
+                    accepted()
                 self._sinks = open_sinks(self.folder, self.options, self.steps, after=self.progress.step, say=self.say)
             batches = self._open_batches()
             try:
@@ -259,7 +265,7 @@ class Trainer:
         self.evaluation = evaluation
         progress.evaluated = progress.step
         self._write({"step": progress.step, "samples": progress.samples, **evaluation.record()})
-        if progress.best is None or evaluation.loss < progress.best:
+        if math.isfinite(evaluation.loss) and (progress.best is None or evaluation.loss < progress.best):
             progress.best = evaluation.loss
             if self.options.save_best:
                 self.save(best=True)

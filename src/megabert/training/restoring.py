@@ -20,7 +20,7 @@ def restore(trainer: Trainer) -> None:
     Raises:
         ValueError: the checkpoint is damaged, or of another model, tokenizer or data.
     """
-    path, own = resume.beginning(trainer.checkpoints, trainer.options.load)
+    path, own = resume.beginning(trainer.checkpoints, trainer.options.load, trainer.say)
     trainer.team.agree({"checkpoint to go on from": str(path)})
     if path is None:
         return
@@ -33,13 +33,14 @@ def restore(trainer: Trainer) -> None:
 def _load(trainer: Trainer, path: Path, *, whole: bool, own: bool) -> None:
     """Take a checkpoint: all of it when `whole`, else the weights. `own`: it lies in this run's folder."""
     weights = trainer.train_step.weights
-    found = trainer.checkpoints.read(path, weights.state(), weights.masters)
+    with trainer.checkpoints.advising(own):
+        found = trainer.checkpoints.read(path, weights.state(), weights.masters)
     snapshot.check_weights(weights.state(), found.weights, path)
     weights.load(found.weights)
     if not whole:
         trainer.say(f"starting from the weights of {path}")
         return
-    snapshot.check_identity(trainer.identity, found.identity, path)
+    snapshot.check_identity(trainer.identity, found.identity, path, own=own)
     _take_state(trainer, found, path)
     options = trainer.options
     if options.load_optim:
@@ -58,6 +59,7 @@ def _take_state(trainer: Trainer, found: Snapshot, path: Path) -> None:
     """Counters, the window of metrics, the loss scale, and the schedules if asked for."""
     try:
         trainer.progress = Progress(**found.state["progress"])
+        snapshot.check_length(trainer.progress.step, trainer.steps, path)
         trainer.meter.load(found.state["meter"])
         _load_scale(trainer, found.state["scaler"])
         if trainer.options.use_checkpoint_lr_scheduler:

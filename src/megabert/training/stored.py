@@ -109,11 +109,9 @@ def verify(folder: Path, *, part: int = 0, parts: int = 1) -> None:
         if not path.is_file():
             raise ValueError(f"{folder} is not a whole checkpoint: {name} is missing")
         if not isinstance(expected, dict) or path.stat().st_size != expected.get("bytes"):
-            raise ValueError(f"{path} is damaged: its size is not the one in checksums.json; load another checkpoint")
+            raise ValueError(f"{path} is damaged: its size is not the one in checksums.json")
         if digest(path) != expected:
-            raise ValueError(
-                f"{path} is damaged: its SHA-256 is not the one in checksums.json; load another checkpoint"
-            )
+            raise ValueError(f"{path} is damaged: its SHA-256 is not the one in checksums.json")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from megabert.training.options import TrainingOptions
 if TYPE_CHECKING:
     import torch
 
+    from megabert.tokenization.word_piece import WordPiece
     from megabert.training.distributed import World
 
 SUMMARY = "train a Megatron BERT from text or indexed files"
@@ -79,16 +80,22 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     config = dataclasses.replace(config, save=folder)
     _check_folder(config, folder)
 
+    from megabert.models.bert.config import check_kernel
+    from megabert.training import resume
     from megabert.training.loop import Trainer
+    from megabert.training.scaler import nothing_learned
 
     device = _device(config, local_rank)
+    check_kernel(config.attention_implementation, device, config.attention_dropout)
+    # A --load that is not there is said now, not after the text was tokenized.
+    resume.beginning(resume.Checkpoints(folder / "checkpoints"), config.load, say=lambda _: None)
 
     cache = config.data_cache_path or folder.parent / "cache"
     with world.first() if world else nullcontext():
         named = named_data(config, cache)
         tokenizer = tokenizer_for(config, named["train_data"], folder)
         sources, sets = indexed_data(config, named, tokenizer, cache)
-        if world is not None and world.rank == 0:
+        if world is not None and world.rank == 0 and not (folder / "tokenizer").exists():
             tokenizer.save(folder / "tokenizer")  # where the others look before they train one
     identity = identity_of(config, tokenizer, sources)
     if world is not None:
@@ -101,21 +108,27 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
         model, objective, sets.train, sets.valid, config, folder=folder, device=device, identity=identity,
         stack=stack_for(config, layout), train_step=step, team=team,
     )  # fmt: skip
-    if trainer.team.leads:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder / "tokenizer")
-        configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")
     for line in described:
         print(line, flush=True)
-    outcome = trainer.fit()
+    outcome = trainer.fit(accepted=partial(_write_settings, config, tokenizer, folder))
+    if outcome.step and not trainer.progress.learned:
+        print(nothing_learned(outcome.step, trainer.train_step.scaler.scale), flush=True)
     if outcome.finished:
-        test(trainer, sets, sources["train_data"], config, folder)
+        test(trainer, sets, sources, config, folder)
     if trainer.team.leads:
         export(model, whole_weights(trainer, world), tokenizer, config.pairs != "none", folder)
 
 
+def _write_settings(config: Config, tokenizer: WordPiece, folder: Path) -> None:
+    """The first that is written into a run folder: the run has begun, or goes on with what is there."""
+    tokenizer.save(folder / "tokenizer")
+    configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")
+
+
 def _check(config: Config) -> None:
     """What no single flag shows, before any work is done."""
+    from megabert.data.blend import parse_split
+    from megabert.data.masking import check_share
     from megabert.training.batch_sizes import counts_passes
     from megabert.training.options import check_precision
     from megabert.training.schedule import make_schedule, make_weight_decay
@@ -130,7 +143,9 @@ def _check(config: Config) -> None:
         make_weight_decay(config)
     if not config.train_data:
         raise ValueError("--train-data is missing: name text files, prefixes of indexed data, or builtin")
-    config.of("valid_data")
+    parse_split(config.split)
+    for data in (config, config.of("valid_data")):
+        check_share(data.mask_prob, data.seq_length)
     for flag, length in (("--seq-length", config.seq_length), ("--eval-seq-length", config.eval_seq_length or 0)):
         if length > config.max_position_embeddings:
             raise ValueError(
@@ -152,7 +167,7 @@ def _check_folder(config: Config, folder: Path) -> None:
     """Refuse a run folder that holds a model of another shape, before anything is written into it."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--save: {folder} is a file, not a folder")
-    if not (folder / "checkpoints" / "latest").is_file() or not (folder / "run.toml").is_file():
+    if not any((folder / "checkpoints").glob("step-*")) or not (folder / "run.toml").is_file():
         return
     before = configuration.load(Config, folder / "run.toml")
     for field in dataclasses.fields(ModelOptions):

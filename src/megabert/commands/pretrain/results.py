@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from megabert.commands.pretrain.rows import CUTTING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +49,7 @@ def describe(
     yield f"run folder: {config.save}"
 
 
-def test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config, folder: Path) -> None:
+def test(trainer: Trainer, sets: DataSets, sources: dict[str, list[Source]], config: Config, folder: Path) -> None:
     """Measure the finished model on the documents that training never saw, beside the guess that knows no context."""
     from megabert.data import baseline
     from megabert.training.options import evaluation_rows_of
@@ -53,23 +57,41 @@ def test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config, 
 
     rows = sets.test if sets.test is not None else sets.valid
     leads = trainer.team.leads
-    measured = leads and any("test_lm_loss" in line for line in read_lines(folder / "metrics.jsonl"))
+    step, identity = trainer.progress.step, _identity_of_test(config, sources)
+    measured = leads and any(
+        line["step"] == step and line.get("test_identity") == identity for line in read_lines(folder / "metrics.jsonl")
+    )
     if trainer.team.add([measured])[0]:
-        return  # the run was finished before
+        return  # the run was finished before, and asks for the same test
     evaluation = trainer.evaluate(rows) if rows is not None and config.eval_iters else None
     if rows is None or evaluation is None or not leads:
         return
     record = evaluation.record("test")
-    limit = evaluation_rows_of(config)
-    record["test_lm_unigram_accuracy"] = baseline.unigram_accuracy(baseline.commonest_token(train), rows, limit)
-    metrics = JsonLines(folder / "metrics.jsonl", after=trainer.progress.step)
-    metrics.write({"step": trainer.progress.step, **record})
+    limit, common = evaluation_rows_of(config), baseline.commonest_token(sources["train_data"])
+    record["test_lm_unigram_accuracy"] = baseline.unigram_accuracy(common, rows, limit)
+    metrics = JsonLines(folder / "metrics.jsonl", after=step)
+    metrics.write({"step": step, **record, "test_identity": identity})
     metrics.close()
+    if "test_lm_loss" not in record:
+        print(f"test: none of the {min(limit, len(rows))} rows has a masked token", flush=True)
+        return
     print(
         f"test: lm loss {record['test_lm_loss']:.4f}, perplexity {record['test_perplexity']:.2f}, masked tokens right: "
         f"{record['test_lm_accuracy']:.1%} (by guessing the commonest one: {record['test_lm_unigram_accuracy']:.1%})",
         flush=True,
     )
+
+
+def _identity_of_test(config: Config, sources: dict[str, list[Source]]) -> str:
+    """A short name for what is asked in a test: the same model gives the same result to it."""
+    from megabert.data import sources as data
+    from megabert.training.options import evaluation_rows_of
+
+    options = config.of("test_data")
+    cutting = [getattr(options, name) for name in CUTTING]
+    digests = [data.digest(part) for part in sources.values()]
+    asked = [digests, evaluation_rows_of(config), config.seed, config.pairs, cutting]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
 def whole_weights(trainer: Trainer, world: World | None) -> dict[str, torch.Tensor]:
@@ -102,6 +124,8 @@ def export(
     missing = set(found.missing_keys) - set(exported.all_tied_weights_keys)
     assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
     huggingface.write(exported, tokenizer, folder / "model")
+    for setting in huggingface.foreign_settings(exported.config):
+        print(f"warning: {folder / 'model'} is for megabert; plain Transformers computes other numbers: {setting}")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
     )

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from megabert.tokenization.word_piece import WordPiece
     from megabert.training.loader import Stack
 
+CUTTING = ("split", "seq_length", "mask_prob", "max_preds_per_seq", "short_seq_prob", "masking", "pack")
+"""Options that decide which rows the data gives."""
+
 
 def named_data(config: Config, cache: Path) -> dict[str, Named]:
     """What each data flag names; the first thing that is not there stops the run here."""
@@ -51,18 +54,14 @@ def indexed_data(
     """Indexed data for each flag, and the rows made of it."""
     from megabert.data import sources
     from megabert.data.blend import make_sets
-    from megabert.training.batch_sizes import counts_passes, rows_in_run
-    from megabert.training.options import evaluation_rows_of
 
     indexed = {
         field: sources.index(what, tokenizer, config.of(field), cache=cache, workers=config.workers) if what else []
         for field, what in named.items()
     }
-    evaluated = evaluation_rows_of(config)
     sets = make_sets(
         config, tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
         test=indexed["test_data"],
-        num_samples=(None if counts_passes(config) else rows_in_run(config), evaluated, evaluated),
     )  # fmt: skip
     return indexed, sets
 
@@ -71,13 +70,12 @@ def identity_of(config: Config, tokenizer: WordPiece, indexed: dict[str, list[So
     """What a run is made of: its checkpoints go on with nothing else."""
     from megabert.data import sources
 
-    cutting = ("split", "seq_length", "mask_prob", "max_preds_per_seq", "short_seq_prob", "masking", "pack")
     return {
         "tokenizer": tokenizer.fingerprint()[:16],
         "data": sources.digest(indexed["train_data"]),
         "seed": str(config.seed),
         "pair task": config.pairs,
-        **{name.replace("_", " "): str(getattr(config, name)) for name in cutting},
+        **{name.replace("_", " "): str(getattr(config, name)) for name in CUTTING},
     }
 
 
