@@ -35,6 +35,20 @@ def test_loose_json_packed(tmp_path, pack):
     assert list(files.read_documents(path)) == [Document(text) for text in TEXTS]
 
 
+def test_zstd_of_one_frame_and_many_and_cut_short(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    texts = [f"{number} of many." for number in range(20_000)]
+    path = write_loose(tmp_path / "corpus.zst", texts)
+    data = path.read_bytes()
+    frames = [zstandard.compress(data[at : at + 100_000]) for at in range(0, len(data), 100_000)]
+    for packed in (zstandard.compress(data), b"".join(frames)):
+        path.write_bytes(packed)
+        assert [document.text for document in files.read_documents(path)] == texts
+        path.write_bytes(packed[:-5])
+        with pytest.raises(ValueError, match=r"cut short|unpacked"):
+            list(files.read_documents(path))
+
+
 def test_bad_lines_are_named_and_do_not_stop(tmp_path):
     path = tmp_path / "corpus.jsonl"
     lines = [
@@ -153,7 +167,7 @@ def test_chunks_may_be_resumed_anywhere(tmp_path_factory, texts, kind, chunk_byt
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no file"), (b"PK\x03\x04zip", "zip archive"), (b"\x28\xb5\x2f\xfd...", "zstd"),
+        (None, "there is no file"), (b"PK\x03\x04zip", "zip archive"), (b"\x28\xb5\x2f\xfd...", "zstd|unpacked"),
         (b"ab\0cd", "binary"), (gzip.compress(b"text" * 1000)[:-20], "cut short|unpacked"), (b"\xff\xfea\0", "UTF-16"),
         (b"\n<mediawiki xmlns=", "XML"),
     ],

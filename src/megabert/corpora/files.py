@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from megabert.corpora import chunks
 from megabert.corpora.document import BadLine, Document
 
 _SNIFFED_BYTES = 1 << 20
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_BYTE_ORDER = (b"\xff\xfe", b"\xfe\xff")
 _REFUSED = {
-    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
     b"%PDF": "a PDF", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x80": "a pickle",
     b"ARROW1": "an Arrow file",
 }  # fmt: skip
@@ -30,8 +32,65 @@ _ARTICLE_CHARACTERS = 250
 TextLayout = Literal["auto", "blank-lines", "lines"]
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked if its content is gzip, bzip2 or xz.
+def _open_zstd(path: Path, _mode: str) -> IO[bytes]:
+    try:
+        import zstandard  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            f"{path} is compressed by zstd, which needs another package: pip install 'megabert[corpora]'"
+        ) from None
+    return io.BufferedReader(_Zstd(path.open("rb"), zstandard), _SNIFFED_BYTES)
+
+
+class _Zstd(io.RawIOBase):
+    """A zstd file of one frame or many; one that is cut short raises, which the library's own reader does not do."""
+
+    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
+        self._file, self._zstandard = file, zstandard
+        self._frame: Any = None
+        self._packed = self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._file.read(128 << 10)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the last zstd frame is not whole")
+                return 0
+            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._ready = self._frame.decompress(self._packed)
+            except self._zstandard.ZstdError as error:
+                raise EOFError(str(error)) from None
+            self._packed = b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, _ZSTD: _open_zstd}
+
+
+def is_packed(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is packed in a way that is unpacked here."""
+    return head.startswith(tuple(_OPENERS))
+
+
+def open_bytes(path: Path, *, any_encoding: bool = False) -> IO[bytes]:
+    """Open a file for reading, unpacked if its content is gzip, bzip2, xz or zstd.
+
+    Args:
+        any_encoding: do not refuse UTF-16.
 
     Raises:
         ValueError: there is no such file, it is a folder, or its content is of a kind that is not read here.
@@ -47,10 +106,10 @@ def open_bytes(path: Path) -> IO[bytes]:
         if head.startswith(magic):
             return opener(path, "rb")  # type: ignore[return-value]
     for magic, what in _REFUSED.items():
-        if head.startswith(magic):
+        if head.startswith(magic) and not (any_encoding and magic in _BYTE_ORDER):
             raise ValueError(
                 f"{path} is {what}; loose JSON, tight JSON or plain UTF-8 text is needed, plain or packed by gzip, "
-                "bzip2 or xz"
+                "bzip2, xz or zstd"
             )
     return path.open("rb")
 
