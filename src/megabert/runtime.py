@@ -1,4 +1,4 @@
-"""What every room needs: atomic files, permissions, pools of processes, durations in words. Nothing imports torch."""
+"""What every room needs: atomic files, permissions, signals, pools of processes, durations. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,65 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: whoever keeps what was done so far on Ctrl-C keeps it then too."""
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """While this context is open, SIGTERM raises `Terminated` in this process (in the main thread only).
+
+    A process that was forked meanwhile ends by the signal, as it would have without this.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Put off SIGINT and SIGTERM to the end of this context; processes that it starts never see them.
+
+    A worker that is interrupted while it starts, or by half a message about what it should be, would print a page.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # what a new process inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def sync_folder(folder: Path) -> None:
@@ -42,6 +94,20 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_empty(made: Sequence[Path], leftover: str) -> None:
+    """Take back folders that were made for something that did not begin.
+
+    Args:
+        made: inner ones first; one that holds anything stays.
+        leftover: the name of a file that does not count.
+    """
+    for path in made:
+        with suppress(OSError):
+            if [item.name for item in path.iterdir()] == [leftover]:
+                (path / leftover).unlink()
+            path.rmdir()
 
 
 def usual_permissions(path: Path) -> None:
@@ -92,7 +158,9 @@ def map_in_order(
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (make, arguments)) as pool:
         try:
             for item in items:
-                waiting.append((item, pool.submit(_work, item)))
+                with signals_wait():  # a submitted item may start a process
+                    future = pool.submit(_work, item)
+                waiting.append((item, future))
                 if len(waiting) >= 3 * workers:
                     begun, future = waiting.popleft()
                     yield begun, future.result()
@@ -112,7 +180,6 @@ def map_in_order(
 def _start_worker(make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     global _function  # noqa: PLW0603
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool is the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _function = make(*arguments)
 

@@ -38,7 +38,11 @@ class Config:
         dataclasses.MISSING, "fill-mask: the words at each [MASK]; next-sentence: whether TEXT-PAIR follows TEXT",
         positional=True,
     )  # fmt: skip
-    path: Path = option(dataclasses.MISSING, "a run folder, or a Transformers folder", positional=True)
+    path: Path = option(
+        dataclasses.MISSING,
+        "a run folder, a Transformers folder, a checkpoint of any format, or a name",
+        positional=True,
+    )
     text: tuple[str, ...] = option((), "one text or several", example='"The capital of France is [MASK]."')
     text_pair: tuple[str, ...] = option((), "for next-sentence: the second texts, as many as --text has")
     input: Path | None = option(
@@ -61,9 +65,9 @@ def run(config: Config) -> None:
     if config.text_pair and config.task != "next-sentence":
         raise ValueError("--text-pair is for next-sentence; fill-mask takes --text only")
     questions = _questions(config)
-    from megabert.formats.open import model_folder
+    from megabert.formats.open import find_model
 
-    model_folder(config.path)  # a wrong path is told before torch is read and the input waited for
+    find_model(config.path)  # a wrong path is told before torch is read and the input waited for
     first = next(questions, None)
     if first is None:
         raise ValueError("there is no text: give --text, --input FILE, or lines on standard input")

@@ -6,11 +6,12 @@ Opening and recognising live here; cutting a file into chunks and reading docume
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import io
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -86,6 +87,27 @@ def is_packed(head: bytes) -> bool:
     return head.startswith(tuple(_OPENERS))
 
 
+def matching(names: Iterable[str | Path]) -> list[Path]:
+    """The files that names and patterns (`wiki/*.jsonl`, `**` for folders in between) stand for, in their order.
+
+    A name that is a file is that file, whatever signs are in it. What a pattern stands for is sorted.
+
+    Raises:
+        ValueError: a pattern stands for no file.
+    """
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.exists() or not glob.has_magic(str(path)):
+            paths.append(path)
+            continue
+        found = sorted(Path(item) for item in glob.iglob(str(path), recursive=True) if Path(item).is_file())
+        if not found:
+            raise ValueError(f"no file matches {name}")
+        paths += found
+    return paths
+
+
 def open_bytes(path: Path, *, any_encoding: bool = False) -> IO[bytes]:
     """Open a file for reading, unpacked if its content is gzip, bzip2, xz or zstd.
 
@@ -108,17 +130,18 @@ def open_bytes(path: Path, *, any_encoding: bool = False) -> IO[bytes]:
     for magic, what in _REFUSED.items():
         if head.startswith(magic) and not (any_encoding and magic in _BYTE_ORDER):
             raise ValueError(
-                f"{path} is {what}; loose JSON, tight JSON or plain UTF-8 text is needed, plain or packed by gzip, "
-                "bzip2, xz or zstd"
+                f"{path} is {what}; loose JSON, tight JSON, CSV, TSV or plain UTF-8 text is needed, plain or packed by "
+                "gzip, bzip2, xz or zstd"
             )
     return path.open("rb")
 
 
 def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout = "auto") -> chunks.Kind:
-    """What lies in a file: `loose` JSON, `tight` JSON, or text whose documents are `paragraphs` or `lines`.
+    """What lies in a file: `loose` or `tight` JSON, a table (`csv`, `tsv`), or text of `paragraphs` or `lines`.
 
     The content decides: `[` and then `{` is a tight array, `{` is loose JSON, anything else is text. A name that
-    ends in `.jsonl` (before `.gz` and the like) is JSON although its first line may be damaged. Text is what BERT's
+    ends in `.jsonl` (before `.gz` and the like) is JSON although its first line may be damaged, one in `.csv` or
+    `.tsv` a table whose first line names its columns. Text is what BERT's
     own tools expect: a blank line ends a document. Where the first MiB has no blank line, every line is a document
     if lines are long (250 bytes on average, an article a line), and the whole file is one document otherwise
     (a sentence a line).
@@ -138,10 +161,11 @@ def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout =
             head = file.read(_SNIFFED_BYTES)
     except (EOFError, lzma.LZMAError, OSError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
-    if any(suffix in (".csv", ".tsv") for suffix in path.suffixes[-2:]):
-        raise ValueError(f'{path} is a table; write its texts as loose JSON, one {{"text": ...}} a line')
     if b"\0" in head[:4096]:
         raise ValueError(f"{path} is a binary file; loose JSON, tight JSON or plain UTF-8 text is needed")
+    for suffix in path.suffixes[-2:]:
+        if suffix in (".csv", ".tsv"):
+            return suffix[1:]  # type: ignore[return-value]
     start = head.removeprefix(chunks.BYTE_ORDER_MARK).lstrip()
     if start.startswith((b"<?xml", b"<mediawiki", b"<!DOCTYPE", b"<html")):
         raise ValueError(f"{path} is XML or HTML, not text; take the text out of it first")
