@@ -4,8 +4,8 @@
   megabert tokenize --input novels/*.txt --tokenizer bert-large-uncased --output data/novels --workers 8
 
 Files may be loose JSON, tight JSON, CSV, TSV or plain text, also packed by gzip, bzip2, xz or zstd; the format is found
-from the content. A pattern in quotation marks ('wiki/*.jsonl') stands for files too. An interrupted command goes on where
-it stopped when it is given again. Lines that cannot be used are listed in PREFIX.skipped.txt.
+from the content. A pattern in quotation marks ('wiki/*.jsonl') stands for files too. An interrupted command goes on
+where it stopped when it is given again. Lines that cannot be used are listed in PREFIX.skipped.txt.
 """
 
 from __future__ import annotations
