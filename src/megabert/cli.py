@@ -20,6 +20,7 @@ INTERRUPTED, TERMINATED = 128 + 2, 128 + 15
 
 VERBS = {
     "demo": "the whole job on built-in text, in a few minutes, with no download",
+    "extract": "take the text out of a Wikipedia dump",
     "train-tokenizer": "learn a WordPiece vocabulary from text",
     "tokenize": "turn text into indexed token files (.bin and .idx)",
     "pretrain": "train a Megatron BERT from text or indexed files",

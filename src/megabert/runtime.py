@@ -1,15 +1,19 @@
-"""What every room needs: atomic files, permissions, SIGTERM, and durations in words. Nothing here imports torch."""
+"""What every room needs: atomic files, permissions, signals, pools of processes, durations. Nothing imports torch."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Terminated(KeyboardInterrupt):
@@ -123,3 +127,73 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+_function: Any = None  # of a worker process: a pool hands a task nothing but its arguments
+
+
+def map_in_order(
+    make: Callable[..., Callable[[Item], Result]], arguments: tuple[Any, ...], items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, Result]]:
+    """(item, result) in the order of the items; a few items are under way at a time, however many there are.
+
+    Args:
+        make: gives the function, called with `arguments` once in each process.
+        workers: processes beside this one; with one worker the work is done in this process.
+
+    Raises:
+        ChildProcessError: a process of the pool was ended from outside.
+    """
+    if workers <= 1:
+        function = make(*arguments)
+        for item in items:
+            yield item, function(item)
+        return
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    # A fresh interpreter for each worker: a copy of this one could hold locks of threads that it does not have.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (make, arguments)) as pool:
+        try:
+            for item in items:
+                with signals_wait():  # a submitted item may start a process
+                    future = pool.submit(_work, item)
+                waiting.append((item, future))
+                if len(waiting) >= 3 * workers:
+                    begun, future = waiting.popleft()
+                    yield begun, future.result()
+            while waiting:
+                begun, future = waiting.popleft()
+                yield begun, future.result()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process of the pool was ended from outside (out of memory?); run the command again, with fewer "
+                "--workers if need be: it goes on where it was"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    global _function  # noqa: PLW0603
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool is the parallelism
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _function = make(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A pool whose main process was killed would wait for work for ever."""
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(item: Any) -> Any:
+    assert _function is not None
+    return _function(item)

@@ -81,7 +81,7 @@ def test_every_flag_is_read():
         ("--adlr-autoresume", "SIGTERM"),
         ("--use-tfrecords", "megabert tokenize"),
         ("--use-flash-attn", "--attention-implementation flash"),
-        ("--delim ,", "loose JSON"),
+        ("--delim :", "with one of these"),
         ("--tokenizer-path tokenizer.model", "--tokenizer"),
         ("--merge-file merges.txt", "--tokenizer"),
         ("--kv-channels 32", "which is 64"),

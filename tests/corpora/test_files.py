@@ -35,6 +35,20 @@ def test_loose_json_packed(tmp_path, pack):
     assert list(files.read_documents(path)) == [Document(text) for text in TEXTS]
 
 
+def test_zstd_of_one_frame_and_many_and_cut_short(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    texts = [f"{number} of many." for number in range(20_000)]
+    path = write_loose(tmp_path / "corpus.zst", texts)
+    data = path.read_bytes()
+    frames = [zstandard.compress(data[at : at + 100_000]) for at in range(0, len(data), 100_000)]
+    for packed in (zstandard.compress(data), b"".join(frames)):
+        path.write_bytes(packed)
+        assert [document.text for document in files.read_documents(path)] == texts
+        path.write_bytes(packed[:-5])
+        with pytest.raises(ValueError, match=r"cut short|unpacked"):
+            list(files.read_documents(path))
+
+
 def test_bad_lines_are_named_and_do_not_stop(tmp_path):
     path = tmp_path / "corpus.jsonl"
     lines = [
@@ -153,7 +167,7 @@ def test_chunks_may_be_resumed_anywhere(tmp_path_factory, texts, kind, chunk_byt
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no file"), (b"PK\x03\x04zip", "zip archive"), (b"\x28\xb5\x2f\xfd...", "zstd"),
+        (None, "there is no file"), (b"PK\x03\x04zip", "zip archive"), (b"\x28\xb5\x2f\xfd...", "zstd|unpacked"),
         (b"ab\0cd", "binary"), (gzip.compress(b"text" * 1000)[:-20], "cut short|unpacked"), (b"\xff\xfea\0", "UTF-16"),
         (b"\n<mediawiki xmlns=", "XML"),
     ],
@@ -167,11 +181,17 @@ def test_files_that_are_no_corpus(tmp_path, content, message):
     assert str(path) in str(failure.value) and "\n" not in str(failure.value)
 
 
-def test_tables_are_refused_by_name(tmp_path):
-    path = tmp_path / "corpus.csv.gz"
-    path.write_bytes(gzip.compress(b"text,label\nhello,1\n"))
-    with pytest.raises(ValueError, match="is a table; write its texts as loose JSON"):
-        list(files.read_documents(path))
+def test_patterns_stand_for_files_in_order(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", "odd[1].jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    names = [path.relative_to(tmp_path).as_posix() for path in files.matching([tmp_path / "**/[a-c].jsonl"])]
+    assert names == ["a.jsonl", "b.jsonl", "deep/er/c.jsonl"]
+    assert files.matching([tmp_path / "odd[1].jsonl", tmp_path / "none"]) == [
+        tmp_path / "odd[1].jsonl", tmp_path / "none",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no file matches"):
+        files.matching([tmp_path / "*.csv"])
 
 
 json_like = st.lists(
@@ -217,3 +237,35 @@ def test_good_documents_hands_bad_lines_over(tmp_path):
     bad = []
     assert len(list(good_documents(files.read_documents(path), bad.append))) == 3
     assert [item.line for item in bad] == [4]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 60, 1 << 20])
+def test_csv_rows_may_hold_line_breaks(tmp_path, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(chunks, "_READ_BYTES", 40)
+    path = tmp_path / "table.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbfid,text,label\r\n1,"First, with ""marks"".\nSecond line.",0\r\n2,Plain \xc3\xbc.,1\r\n'
+        b'3,\xff bad,1\r\n4,"",0\r\n\r\n5\r\n6,"Last one\n\n\nends.",1'
+    )
+    cuts = list(files.raw_chunks(path, chunk_bytes))
+    items = [item for cut in cuts for item in chunks.parse_chunk(cut)]
+    assert [item.text for item in items if isinstance(item, Document)] == [
+        'First, with "marks".\nSecond line.', "Plain ü.", "Last one\n\n\nends.",
+    ]  # fmt: skip
+    bad = [(item.line, item.reason.split(":")[0]) for item in items if isinstance(item, BadLine)]
+    assert bad == [(5, "the text is not valid Unicode"), (6, "the text is empty"), (8, bad[2][1])]
+    assert "has no column 'text'" in bad[2][1]
+    after = [item for cut in files.raw_chunks(path, 1, cuts[0].end_offset) for item in chunks.parse_chunk(cut)]
+    first = len(chunks.parse_chunk(cuts[0]))
+    assert after == items[first:]
+
+
+def test_tsv_has_no_quotation_and_csv_other_signs(tmp_path):
+    path = tmp_path / "table.tsv.gz"
+    path.write_bytes(gzip.compress(b'index\tsentence\n0\tSay "yes\n1\t"No" now\n'))
+    assert [item.text for item in files.read_documents(path, text_key="sentence")] == ['Say "yes', '"No" now']
+    path = tmp_path / "table.csv"
+    path.write_text("a;text\n1;One, two.\n")
+    assert list(files.read_documents(path)) == [Document("One, two.")]
+    (item,) = files.read_documents(path, text_key="body")
+    assert str(item) == f"{path}: line 2: has no column 'body'; its columns are 'a', 'text'"

@@ -98,11 +98,11 @@ def test_an_interrupted_call_is_taken_up(tmp_path, tokenizer, monkeypatch, stop)
     encode = encoding.Encoder.__call__
     calls = []
 
-    def stopped(self, chunk):
-        calls.append(chunk.end_offset)
+    def stopped(self, numbered):
+        calls.append(numbered[1].end_offset)
         if len(calls) > stop:
             raise KeyboardInterrupt
-        return encode(self, chunk)
+        return encode(self, numbered)
 
     monkeypatch.setattr(encoding.Encoder, "__call__", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -3,9 +3,9 @@
   megabert tokenize --input wiki.jsonl --tokenizer bert-vocab.txt --output data/wiki
   megabert tokenize --input novels/*.txt --tokenizer bert-large-uncased --output data/novels --workers 8
 
-Files may be loose JSON, tight JSON or plain text, also packed by gzip, bzip2 or xz; the format is found from the
-content. An interrupted command goes on where it stopped when it is given again. Lines that cannot be used are listed
-in PREFIX.skipped.txt.
+Files may be loose JSON, tight JSON, CSV, TSV or plain text, also packed by gzip, bzip2, xz or zstd; the format is found
+from the content. A pattern in quotation marks ('wiki/*.jsonl') stands for files too. An interrupted command goes on
+where it stopped when it is given again. Lines that cannot be used are listed in PREFIX.skipped.txt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TokenizeOptions:
     """Text and token files."""
 
     input: tuple[str, ...] = option(
-        (), "text files to read, in this order", metavar="FILE", example="wiki.jsonl books.txt"
+        (), "text files to read, in this order, or patterns", metavar="FILE", example="wiki.jsonl books.txt"
     )
     output: Path | None = option(
         None, "prefix of the files to write: PREFIX.bin, PREFIX.idx and PREFIX.json with checksums", metavar="PREFIX",
@@ -39,7 +39,12 @@ class TokenizeOptions:
         None, "as preprocess_data.py of Megatron names the files: PREFIX_<text key>_sentence.bin and .idx (_document "
         "with --no-split-sentences)", metavar="PREFIX", example="data/wiki",
     )  # fmt: skip
-    text_key: str = option("text", "the JSON key that holds the text", aliases=("json-keys",), example="abstract")
+    text_key: str = option(
+        "text",
+        "the JSON key, or the column of a table, that holds the text",
+        aliases=("json-keys",),
+        example="abstract",
+    )
     loose_json: bool = option(
         False, "insist on one JSON object a line; without the flag the format of each file is detected"
     )
@@ -84,7 +89,7 @@ def run(config: Config) -> None:
     if config.dataset_impl != "mmap":
         raise ValueError(f"--dataset-impl: {config.dataset_impl!r} is not written; only mmap is")
 
-    from megabert.corpora import sentences
+    from megabert.corpora import files, sentences
     from megabert.data.encoding import Reading
     from megabert.data.indexed import with_suffix
     from megabert.data.preprocess import tokenize
@@ -105,7 +110,7 @@ def run(config: Config) -> None:
     )  # fmt: skip
     prefix.parent.mkdir(parents=True, exist_ok=True)
     result = tokenize(
-        [Path(name) for name in config.input], tokenizer, prefix, reading=reading,
+        files.matching(config.input), tokenizer, prefix, reading=reading,
         workers=config.workers, on_progress=_report if config.log_interval else None,
         seconds_between_reports=config.log_interval,
     )  # fmt: skip

@@ -31,7 +31,8 @@ class Config:
 
     input: tuple[Path, ...] = option(
         (),
-        "text files: loose JSON, tight JSON or plain text, packed by gzip, bzip2, xz or not; left out, built-in text",
+        "text files or patterns: loose JSON, tight JSON, CSV, TSV or plain text, packed by gzip, bzip2, xz, zstd or "
+        "not; left out, built-in text",
         aliases=("train-data",),
         metavar="FILE",
         example="wiki.jsonl.gz notes.txt",
@@ -62,7 +63,7 @@ def run(config: Config) -> None:
     from megabert.corpora import files
     from megabert.tokenization import trainer
 
-    for path in config.input:
+    for path in files.matching(config.input):
         files.detect(path, config.loose_json or None)
     progress = _Progress()
     tokenizer = trainer.train(_texts(config), config.vocab_size, lower_case=not config.cased, on_progress=progress.read)
@@ -118,7 +119,7 @@ def _texts(config: Config) -> Iterator[str]:
 
     items = (
         item
-        for path in config.input
+        for path in files.matching(config.input)
         for item in files.read_documents(path, text_key=config.text_key, loose_json=config.loose_json or None)
     )
     for document in good_documents(items, note):

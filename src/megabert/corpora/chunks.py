@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from typing import IO, Any, Literal
 
 from megabert.corpora.document import BadLine, Document
 
-Kind = Literal["loose", "tight", "paragraphs", "lines"]
+Kind = Literal["loose", "tight", "paragraphs", "lines", "csv", "tsv"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
@@ -35,6 +37,7 @@ class Chunk:
         first_line: number of the line on which `data` begins, from 1.
         end_offset: where `data` ends, in unpacked bytes from the start of the file.
         problem: why the bytes up to `end_offset` cannot be used; `data` is empty then.
+        header: the first line of a table, with the names of its columns.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Chunk:
     end_offset: int
     data: bytes
     problem: str = ""
+    header: bytes = b""
 
 
 class _Array:
@@ -88,12 +92,30 @@ def _last_end(kind: Kind, buffer: bytearray, array: _Array) -> int:
         for blank in BLANK_LINE.finditer(buffer):
             found = blank.end()
         return found or buffer.find(b"\n", _MAXIMUM_TEXT_BYTES) + 1
+    if kind == "csv":
+        return _last_row_end(buffer)
     return buffer.rfind(b"\n") + 1
+
+
+def _last_row_end(buffer: bytearray) -> int:
+    """The last line break of a CSV file that stands outside quotation marks."""
+    inside = buffer.count(b'"') % 2 == 1
+    end = len(buffer)
+    while (place := buffer.rfind(b"\n", 0, end)) >= 0:
+        inside ^= buffer.count(b'"', place, end) % 2 == 1
+        if not inside:
+            return place + 1
+        end = place
+    return 0
 
 
 def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset: int) -> Iterator[Chunk]:
     """Chunks of `file` from `start_offset` on; see `files.raw_chunks`."""
-    offset, line, buffer = _start(file, kind, start_offset)
+    header = b""
+    if kind in ("csv", "tsv"):
+        header = file.readline(_READ_BYTES)
+        start_offset = max(start_offset, len(header))
+    offset, line, buffer = _start(file, kind, start_offset, header)
     array = _Array()
     ended = False
     while not ended:
@@ -119,14 +141,14 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
         array.drop(end)
         offset += end
         if data.strip():
-            yield Chunk(path, kind, line, offset, data)
+            yield Chunk(path, kind, line, offset, data, header=header)
         line += data.count(b"\n")
 
 
-def _start(file: IO[bytes], kind: Kind, start_offset: int) -> tuple[int, int, bytearray]:
-    """Go to the first document; returns (offset, number of the line, bytes read already)."""
-    lines = 0
-    left = start_offset
+def _start(file: IO[bytes], kind: Kind, start_offset: int, header: bytes) -> tuple[int, int, bytearray]:
+    """Go to the first document, behind a table's header; returns (offset, number of the line, bytes read already)."""
+    lines = header.count(b"\n")
+    left = start_offset - len(header)
     while left > 0 and (block := file.read(min(left, _READ_BYTES))):
         lines += block.count(b"\n")
         left -= len(block)
@@ -154,6 +176,8 @@ def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadL
     """The documents of a chunk in order, and a `BadLine` for each line that holds none though it should."""
     if chunk.problem:
         return [BadLine(chunk.path, chunk.first_line, chunk.problem)]
+    if chunk.kind in ("csv", "tsv"):
+        return _read_table(chunk, text_key)
     if chunk.kind == "tight":
         records = _elements(chunk)
     elif chunk.kind == "paragraphs":
@@ -224,12 +248,16 @@ def _read_json(record: bytes, text_key: str) -> Document:
         raise ValueError("is JSON nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"is JSON but not an object: {record[:40].decode('utf-8', 'replace')}")
+    return _read_object(value, text_key, "key")
+
+
+def _read_object(value: dict[str, Any], text_key: str, what: str) -> Document:
     if text_key not in value:
         keys = ", ".join(repr(key[:40]) for key in list(value)[:8]) or "none at all"
-        raise ValueError(f"has no key {text_key!r}; its keys are {keys}")
+        raise ValueError(f"has no {what} {text_key!r}; its {what}s are {keys}")
     text, title = value[text_key], value.get("title", "")
     if not isinstance(text, str):
-        raise ValueError(f"key {text_key!r} holds {type(text).__name__}, not text")
+        raise ValueError(f"{what} {text_key!r} holds {type(text).__name__}, not text")
     if not text.strip():
         raise ValueError("the text is empty")
     if not text.isascii():
@@ -238,3 +266,29 @@ def _read_json(record: bytes, text_key: str) -> Document:
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is not valid Unicode: {error.reason}") from None
     return Document(text.strip(), title if isinstance(title, str) else "")
+
+
+def _read_table(chunk: Chunk, text_key: str) -> list[Document | BadLine]:
+    """The rows of a table; in CSV a cell in quotation marks may hold line breaks, in TSV marks are text."""
+    try:
+        header = chunk.header.removeprefix(BYTE_ORDER_MARK).decode()
+        delimiter = "\t" if chunk.kind == "tsv" else max(",;\t", key=header.count)
+    except UnicodeDecodeError:
+        return [BadLine(chunk.path, 1, "is not UTF-8; the names of the columns stand there")]
+    quoting = csv.QUOTE_NONE if chunk.kind == "tsv" else csv.QUOTE_MINIMAL
+    columns = next(csv.reader([header], delimiter=delimiter, quoting=quoting), [])
+    # Bytes that are no UTF-8 become lone surrogates, which no text may hold: their rows are bad, the others are not.
+    text = io.StringIO(chunk.data.decode("utf-8", "surrogateescape"), newline="")
+    rows = csv.reader(text, delimiter=delimiter, quoting=quoting)
+    items: list[Document | BadLine] = []
+    line = 0
+    while True:
+        line = chunk.first_line + rows.line_num
+        try:
+            row = next(rows)
+            if row:
+                items.append(_read_object(dict(zip(columns, row, strict=False)), text_key, "column"))
+        except StopIteration:
+            return items
+        except (ValueError, csv.Error) as error:
+            items.append(BadLine(chunk.path, line, str(error)))

@@ -6,20 +6,23 @@ Opening and recognising live here; cutting a file into chunks and reading docume
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
+import io
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from megabert.corpora import chunks
 from megabert.corpora.document import BadLine, Document
 
 _SNIFFED_BYTES = 1 << 20
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_BYTE_ORDER = (b"\xff\xfe", b"\xfe\xff")
 _REFUSED = {
-    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
     b"%PDF": "a PDF", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x80": "a pickle",
     b"ARROW1": "an Arrow file",
 }  # fmt: skip
@@ -30,8 +33,86 @@ _ARTICLE_CHARACTERS = 250
 TextLayout = Literal["auto", "blank-lines", "lines"]
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked if its content is gzip, bzip2 or xz.
+def _open_zstd(path: Path, _mode: str) -> IO[bytes]:
+    try:
+        import zstandard  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            f"{path} is compressed by zstd, which needs another package: pip install 'megabert[corpora]'"
+        ) from None
+    return io.BufferedReader(_Zstd(path.open("rb"), zstandard), _SNIFFED_BYTES)
+
+
+class _Zstd(io.RawIOBase):
+    """A zstd file of one frame or many; one that is cut short raises, which the library's own reader does not do."""
+
+    def __init__(self, file: IO[bytes], zstandard: Any) -> None:
+        self._file, self._zstandard = file, zstandard
+        self._frame: Any = None
+        self._packed = self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._file.read(128 << 10)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the last zstd frame is not whole")
+                return 0
+            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._ready = self._frame.decompress(self._packed)
+            except self._zstandard.ZstdError as error:
+                raise EOFError(str(error)) from None
+            self._packed = b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, _ZSTD: _open_zstd}
+
+
+def is_packed(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is packed in a way that is unpacked here."""
+    return head.startswith(tuple(_OPENERS))
+
+
+def matching(names: Iterable[str | Path]) -> list[Path]:
+    """The files that names and patterns (`wiki/*.jsonl`, `**` for folders in between) stand for, in their order.
+
+    A name that is a file is that file, whatever signs are in it. What a pattern stands for is sorted.
+
+    Raises:
+        ValueError: a pattern stands for no file.
+    """
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.exists() or not glob.has_magic(str(path)):
+            paths.append(path)
+            continue
+        found = sorted(Path(item) for item in glob.iglob(str(path), recursive=True) if Path(item).is_file())
+        if not found:
+            raise ValueError(f"no file matches {name}")
+        paths += found
+    return paths
+
+
+def open_bytes(path: Path, *, any_encoding: bool = False) -> IO[bytes]:
+    """Open a file for reading, unpacked if its content is gzip, bzip2, xz or zstd.
+
+    Args:
+        any_encoding: do not refuse UTF-16.
 
     Raises:
         ValueError: there is no such file, it is a folder, or its content is of a kind that is not read here.
@@ -47,19 +128,20 @@ def open_bytes(path: Path) -> IO[bytes]:
         if head.startswith(magic):
             return opener(path, "rb")  # type: ignore[return-value]
     for magic, what in _REFUSED.items():
-        if head.startswith(magic):
+        if head.startswith(magic) and not (any_encoding and magic in _BYTE_ORDER):
             raise ValueError(
-                f"{path} is {what}; loose JSON, tight JSON or plain UTF-8 text is needed, plain or packed by gzip, "
-                "bzip2 or xz"
+                f"{path} is {what}; loose JSON, tight JSON, CSV, TSV or plain UTF-8 text is needed, plain or packed by "
+                "gzip, bzip2, xz or zstd"
             )
     return path.open("rb")
 
 
 def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout = "auto") -> chunks.Kind:
-    """What lies in a file: `loose` JSON, `tight` JSON, or text whose documents are `paragraphs` or `lines`.
+    """What lies in a file: `loose` or `tight` JSON, a table (`csv`, `tsv`), or text of `paragraphs` or `lines`.
 
     The content decides: `[` and then `{` is a tight array, `{` is loose JSON, anything else is text. A name that
-    ends in `.jsonl` (before `.gz` and the like) is JSON although its first line may be damaged. Text is what BERT's
+    ends in `.jsonl` (before `.gz` and the like) is JSON although its first line may be damaged, one in `.csv` or
+    `.tsv` a table whose first line names its columns. Text is what BERT's
     own tools expect: a blank line ends a document. Where the first MiB has no blank line, every line is a document
     if lines are long (250 bytes on average, an article a line), and the whole file is one document otherwise
     (a sentence a line).
@@ -79,10 +161,11 @@ def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout =
             head = file.read(_SNIFFED_BYTES)
     except (EOFError, lzma.LZMAError, OSError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
-    if any(suffix in (".csv", ".tsv") for suffix in path.suffixes[-2:]):
-        raise ValueError(f'{path} is a table; write its texts as loose JSON, one {{"text": ...}} a line')
     if b"\0" in head[:4096]:
         raise ValueError(f"{path} is a binary file; loose JSON, tight JSON or plain UTF-8 text is needed")
+    for suffix in path.suffixes[-2:]:
+        if suffix in (".csv", ".tsv"):
+            return suffix[1:]  # type: ignore[return-value]
     start = head.removeprefix(chunks.BYTE_ORDER_MARK).lstrip()
     if start.startswith((b"<?xml", b"<mediawiki", b"<!DOCTYPE", b"<html")):
         raise ValueError(f"{path} is XML or HTML, not text; take the text out of it first")

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -56,8 +50,9 @@ class Encoder:
         self._tokenizer, self._reading = tokenizer, reading
         self._dtype = token_dtype(tokenizer.vocabulary_size)
 
-    def __call__(self, chunk: Chunk) -> Block:
-        """Encode a chunk. Documents in which the tokenizer finds nothing are bad lines too."""
+    def __call__(self, numbered: tuple[int, Chunk]) -> Block:
+        """Encode a (numbered) chunk. Documents in which the tokenizer finds nothing are bad lines too."""
+        _, chunk = numbered
         reading = self._reading
         items = parse_chunk(chunk, text_key=reading.text_key)
         bad = [str(item) for item in items if isinstance(item, BadLine)]
@@ -79,57 +74,9 @@ class Encoder:
         return Block(tokens, lengths[lengths > 0], counts[counts > 0], len(items), bad, len(chunk.data))
 
 
-_encoder: Encoder | None = None  # of a worker process: a pool hands a task nothing but its arguments
-
-
-def _start_worker(tokenizer: Tokenizer, reading: Reading) -> None:
-    global _encoder  # noqa: PLW0603
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool is the parallelism
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = Encoder(tokenizer, reading)
-
-
-def _end_with_parent() -> None:
-    """A pool whose main process was killed would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode(chunk: Chunk) -> Block:
-    assert _encoder is not None
-    return _encoder(chunk)
-
-
 def encode_all(
     chunks: Iterator[tuple[int, Chunk]], tokenizer: Tokenizer, reading: Reading, workers: int
 ) -> Iterator[tuple[int, Chunk, Block]]:
     """Blocks in the order of their chunks; a few chunks are under way at a time."""
-    if workers <= 1:
-        encoder = Encoder(tokenizer, reading)
-        for number, chunk in chunks:
-            yield number, chunk, encoder(chunk)
-        return
-    waiting: deque[tuple[int, Chunk, Future[Block]]] = deque()
-    # A fresh interpreter for each worker: a copy of this one could hold locks of threads that it does not have.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, reading)) as pool:
-        try:
-            for number, chunk in chunks:
-                with runtime.signals_wait():  # a submitted chunk may start a process
-                    future = pool.submit(_encode, chunk)
-                waiting.append((number, chunk, future))
-                if len(waiting) >= 3 * workers:
-                    first, begun, future = waiting.popleft()
-                    yield first, begun, future.result()
-            while waiting:
-                first, begun, future = waiting.popleft()
-                yield first, begun, future.result()
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                "a process of the pool was ended from outside (out of memory?); run the command again, with fewer "
-                "--workers if need be: it goes on where it was"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for (number, chunk), block in runtime.map_in_order(Encoder, (tokenizer, reading), chunks, workers):
+        yield number, chunk, block

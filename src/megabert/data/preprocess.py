@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 19
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
 _LINES_BEFORE_STOPPING = 1000  # a share of bad lines says little before so many were seen
 _BYTES_WORTH_A_WORKER = 2_000_000
-_PACKED = (".gz", ".bz2", ".xz")
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Progress(NamedTuple):

@@ -69,7 +69,8 @@ def resolve(values: Sequence[str], field: str, options: DataOptions, cache: Path
         elif find_prefix(source.path) is not None:
             indexed.append(source)
         else:
-            path = Path(source.path).expanduser()
+            paths = tuple(files.matching([source.path]))
+            path = paths[0]
             if not path.exists():
                 known = f", or one of --corpora ({', '.join(options.corpora)})" if options.corpora else ""
                 raise ValueError(
@@ -77,8 +78,9 @@ def resolve(values: Sequence[str], field: str, options: DataOptions, cache: Path
                     f"({path.name}.idx); a path is needed{known}, or the name {BUILTIN}; --corpora NAME=PATH gives a "
                     "path a name"
                 )
-            files.detect(path, options.loose_json or None)
-            texts.append(Text(source.weight, (path,)))
+            for path in paths:
+                files.detect(path, options.loose_json or None)
+            texts.append(Text(source.weight, paths))
     weighted = is_weighted(values)
     if texts and not weighted:
         texts = [Text(1.0, tuple(path for text in texts for path in text.paths))]

@@ -58,7 +58,7 @@ class JudgedFlags:
     adlr_autoresume_interval: int | None = _former("of --adlr-autoresume")  # type: ignore[assignment]
     use_tfrecords: bool | None = _former("refused")
     use_flash_attn: bool | None = _former("refused")
-    delim: str | None = _former("refused")  # type: ignore[assignment]
+    delim: str | None = _former("found from the first line of a table")  # type: ignore[assignment]
     tokenizer_path: Path | None = _former("refused")  # type: ignore[assignment]
     merge_file: Path | None = _former("refused")  # type: ignore[assignment]
     kv_channels: int | None = _former("the width of a head")  # type: ignore[assignment]
@@ -91,7 +91,6 @@ _REFUSED = {
     "and the same command goes on with it",
     "use_tfrecords": "TFRecords are not read; give the text itself, or data made by megabert tokenize, as --train-data",
     "use_flash_attn": "say --attention-implementation flash (on a GPU); the default needs no other package",
-    "delim": "tables are not read; write their texts as loose JSON, one object a line",
     "tokenizer_path": "SentencePiece models are not read; name a WordPiece vocabulary with --tokenizer, or leave it "
     "out to have one trained",
     "merge_file": "BPE merges are GPT's; name a WordPiece vocabulary with --tokenizer",
@@ -102,6 +101,7 @@ _REFUSED = {
     "wandb_save_dir": _WANDB,
 }
 _ONLY = {
+    "delim": ((",", ";", "\t"), "it is found from the first line of a table: write the table with one of these"),
     "vocab_extra_ids": ((0,), "add entries to the vocabulary file"),
     "dataloader_type": (("single",), "rows are read in the order of one shuffled map; leave the flag out"),
     "data_impl": (
