@@ -21,7 +21,9 @@ VERBS = {
     "train-tokenizer": "learn a WordPiece vocabulary from text",
     "tokenize": "turn text into indexed token files (.bin and .idx)",
     "pretrain": "train a Megatron BERT from text or indexed files",
-    "predict": "fill masks, or judge whether a sentence follows another",
+    "finetune": "teach a pretrained encoder a task: questions, classes, entities, GLUE",
+    "evaluate": "score a fine-tuned model on a file of examples",
+    "predict": "answer with a model: what it was fine-tuned for, masked words, or the next sentence",
     "convert": "turn a checkpoint of any format into one of another",
     "inspect": "say what a checkpoint, a data set or a run folder holds",
 }

@@ -97,9 +97,7 @@ def micro(gold: Sequence[Hashable], predicted: Sequence[Hashable], labels: Colle
     return scores_of(right, sum(item in counted for item in predicted), sum(item in counted for item in gold))
 
 
-def confusion(
-    gold: Sequence[Hashable], predicted: Sequence[Hashable], labels: Sequence[Hashable]
-) -> list[list[int]]:
+def confusion(gold: Sequence[Hashable], predicted: Sequence[Hashable], labels: Sequence[Hashable]) -> list[list[int]]:
     """Counts: row = gold label, column = predicted label, both in the order of `labels`.
 
     Raises:

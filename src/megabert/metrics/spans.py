@@ -146,4 +146,3 @@ def nemo_squad(predictions: Mapping[str, str], answers: Mapping[str, Sequence[st
     """
     scored = squad2(predictions, answers, dict.fromkeys(answers, 0.0))
     return {"exact_match": scored["best_exact"], "f1": scored["best_f1"]}
-

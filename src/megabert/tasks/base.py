@@ -85,6 +85,12 @@ class Task(ABC):
     name: ClassVar[str]
     head: ClassVar[str]
     """The model class with the head for it."""
+    fresh: ClassVar[tuple[str, ...]] = ("bert.pooler.", "classifier.")
+    """Beginnings of the names of weights that a checkpoint need not have."""
+    problem_type: ClassVar[str | None] = "single_label_classification"
+    """What Transformers calls the kind of loss, for its own classes; None where it has no name."""
+    head_is_general: ClassVar[bool] = False
+    """The head means the same in every checkpoint, so that it is taken from one whoever trained it."""
 
     max_seq_length: int = 128
     labels: tuple[str, ...] = ()
@@ -121,6 +127,18 @@ class Task(ABC):
         Raises:
             ValueError: the examples contradict what was set.
         """
+        return self
+
+    def balanced(self, examples: Sequence[Any]) -> Self:
+        """The task with class weights that make up for rare classes.
+
+        Raises:
+            ValueError: it has no classes to weigh.
+        """
+        raise ValueError(f"--class-weights: {self.name} has no classes to weigh")
+
+    def calibrated(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> Self:
+        """The task with what is best chosen by the predictions of held-out examples, such as a threshold."""
         return self
 
     @abstractmethod
@@ -164,7 +182,8 @@ class Task(ABC):
         strange = next((name for name in settings if name not in known), None)
         if strange is not None:
             raise ValueError(f"the task {cls.name} has no setting {strange!r}; it has {', '.join(sorted(known))}")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        return cls(**values)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

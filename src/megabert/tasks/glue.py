@@ -92,7 +92,7 @@ class GlueClassification(SequenceClassification):
     row: str = ""
 
     def examples(self, path: Path, *, labelled: bool = True) -> list[TextExample]:
-        """Read one of the task's own files; other kinds of files (`.csv`, `.jsonl`, `.txt`) as the general task does."""
+        """Read one of the task's own files; others (`.csv`, `.jsonl`, `.txt`) as the general task does."""
         if readers.suffix_of(path) != ".tsv":
             return super().examples(path, labelled=labelled)
         found = _examples(path, self.row, labelled)
@@ -110,7 +110,7 @@ class GlueRegression(Regression):
     row: str = "sts-b"
 
     def examples(self, path: Path, *, labelled: bool = True) -> list[TextExample]:
-        """Read one of the task's own files; other kinds of files (`.csv`, `.jsonl`, `.txt`) as the general task does."""
+        """Read one of the task's own files; others (`.csv`, `.jsonl`, `.txt`) as the general task does."""
         if readers.suffix_of(path) != ".tsv":
             return super().examples(path, labelled=labelled)
         found = _examples(path, self.row, labelled)

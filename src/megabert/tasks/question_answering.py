@@ -1,7 +1,7 @@
 """Extractive question answering: the part of a text that answers a question, as SQuAD 1.1 and 2.0 ask it.
 
-Windows with a stride, the rule of most context, n-best lists and the null score are those of BERT's SQuAD (Devlin et al.
-2018); answers are cut out of the text itself, by character offsets.
+Windows with a stride, the rule of most context, n-best lists and the null score are those of BERT's SQuAD (Devlin et
+al. 2018); answers are cut out of the text itself, by character offsets.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from megabert.tasks import squad_files
 from megabert.tasks.base import Features, Prediction, Task, pair_of, softmax
 from megabert.tasks.squad_files import Question
 from megabert.tokenization.base import Tokenizer
+
+if TYPE_CHECKING:
+    from megabert.tasks.objectives import TaskObjective
 
 Offsets = list[tuple[int, int]]
 
@@ -66,6 +69,9 @@ class QuestionAnswering(Task):
 
     name: ClassVar[str] = "question-answering"
     head: ClassVar[str] = "MegatronBertForQuestionAnswering"
+    fresh: ClassVar[tuple[str, ...]] = ("qa_outputs.",)
+    problem_type: ClassVar[str | None] = None
+    head_is_general: ClassVar[bool] = True
 
     max_seq_length: int = 384
     doc_stride: int = 128
@@ -77,7 +83,7 @@ class QuestionAnswering(Task):
     repair: bool = False
 
     @property
-    def objective(self):  # noqa: D102
+    def objective(self) -> TaskObjective:  # noqa: D102
         from megabert.tasks.objectives import Ends
 
         return Ends()
@@ -139,8 +145,8 @@ class QuestionAnswering(Task):
         room = self.max_seq_length - begin - 1
         if room < 1 or self.doc_stride > room:
             raise ValueError(
-                f"--doc-stride {self.doc_stride} leaves out text: with a question of {len(question)} tokens a window of "
-                f"--max-seq-length {self.max_seq_length} holds {max(room, 0)} of it; lower the stride or the question's "
+                f"--doc-stride {self.doc_stride} leaves out text: with a question of {len(question)} tokens a window "
+                f"of --max-seq-length {self.max_seq_length} holds {max(room, 0)} of it; lower the stride or "
                 "--max-query-length"
             )
         cuts = [(0, min(room, len(ids)))]
@@ -150,8 +156,9 @@ class QuestionAnswering(Task):
         span = _pieces(example.answers[0], offsets, example) if example.answers else None
         if span is not None and not any(start <= span[0] and span[1] < stop for start, stop in cuts):
             raise ValueError(
-                f"{example.place}: its answer is {span[1] - span[0] + 1} tokens long and no window of {room} tokens holds "
-                f"it; raise --max-seq-length (now {self.max_seq_length}) or lower --doc-stride (now {self.doc_stride})"
+                f"{example.place}: its answer is {span[1] - span[0] + 1} tokens long and no window of {room} tokens "
+                f"holds it; raise --max-seq-length (now {self.max_seq_length}) or lower --doc-stride (now "
+                f"{self.doc_stride})"
             )
         for start, stop in cuts:
             row, types = pair_of(question, ids[start:stop], tokenizer)

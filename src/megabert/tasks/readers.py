@@ -1,5 +1,5 @@
-"""Data files as records with their place: tables (CSV, TSV, JSONL, plain text), CoNLL columns, NeMo's pairs of files, and
-JSON documents such as SQuAD's.
+"""Data files as records with their place: tables (CSV, TSV, JSONL, plain text), CoNLL columns, NeMo's pairs of files,
+and JSON documents such as SQuAD's.
 
 A reader says what a file holds, not what it means; a broken line is a ValueError that names file and line.
 """

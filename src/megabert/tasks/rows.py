@@ -43,8 +43,8 @@ def padding(pad_id: int) -> _Padding:
 class TrainingRows:
     """Rows in another order each time they are read through; neighbours in a batch are of about the same length.
 
-    Row `i` is a function of (seed, i). Of the shuffled rows, as many as `group` batches hold are sorted by length and cut
-    into batches, which are then put in random order; so each batch is as likely early as late, and little of it is
+    Row `i` is a function of (seed, i). Of the shuffled rows, as many as `group` batches hold are sorted by length and
+    cut into batches, which are then put in random order; so each batch is as likely early as late, and little of it is
     padding. Batches lie at multiples of `batch`, over the end of a pass as well.
 
     Args:

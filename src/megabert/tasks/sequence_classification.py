@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from megabert.tasks import readers
 from megabert.tasks.base import Example, Features, Prediction, Task, cut_pair, pair_of, softmax, unknown_label
 from megabert.tasks.readers import Record
 from megabert.tokenization.base import Tokenizer
+
+if TYPE_CHECKING:
+    from megabert.tasks.objectives import TaskObjective
 
 _FIRST = ("text", "text_a", "sentence", "sentence1", "premise", "question1", "question", "query")
 _SECOND = ("text_b", "text_pair", "sentence2", "hypothesis", "question2", "passage")
@@ -53,7 +56,7 @@ class SequenceClassification(Task):
     ranked_by: str = ""
 
     @property
-    def objective(self):  # noqa: D102
+    def objective(self) -> TaskObjective:  # noqa: D102
         from megabert.tasks.objectives import Classes
 
         return Classes("label", weights=self.class_weights or None)
@@ -63,7 +66,7 @@ class SequenceClassification(Task):
         return self.ranked_by or "accuracy"
 
     def examples(self, path: Path, *, labelled: bool = True) -> list[TextExample]:
-        """Read a table with columns text (or sentence, sentence1, premise, ...), text_pair (or sentence2, ...) and label.
+        """Read a table with columns text (sentence, sentence1, premise, ...), text_pair (sentence2, ...) and label.
 
         Without a header: text and label, or both texts and label; in a file to be labelled: the texts.
         """
@@ -121,8 +124,8 @@ class SequenceClassification(Task):
         """One row for each example; what is too long is cut at its end, of a pair the longer text first."""
         for example in examples:
             if (example.text_pair is not None) != self.pair:
-                raise ValueError(f"{example.place}: this model reads {'pairs of texts' if self.pair else 'single texts'}"
-                                 f", not {'single texts' if self.pair else 'pairs'}")  # fmt: skip
+                ours, theirs = ("pairs of texts", "one text") if self.pair else ("single texts", "two texts")
+                raise ValueError(f"{example.place}: this model reads {ours}, not {theirs}")
         first = tokenizer.encode_batch([example.text for example in examples])
         second = tokenizer.encode_batch([example.text_pair or "" for example in examples]) if self.pair else None
         made = []
@@ -194,9 +197,7 @@ class SequenceClassification(Task):
         }
 
     @staticmethod
-    def _labels(
-        predictions: Sequence[Prediction], examples: Sequence[TextExample]
-    ) -> tuple[list[str], list[str]]:
+    def _labels(predictions: Sequence[Prediction], examples: Sequence[TextExample]) -> tuple[list[str], list[str]]:
         return [str(example.label) for example in examples], [prediction["label"] for prediction in predictions]
 
 
@@ -205,9 +206,10 @@ class Regression(SequenceClassification):
     """A number for each text or pair of texts."""
 
     name: ClassVar[str] = "regression"
+    problem_type: ClassVar[str | None] = "regression"
 
     @property
-    def objective(self):  # noqa: D102
+    def objective(self) -> TaskObjective:  # noqa: D102
         from megabert.tasks.objectives import Number
 
         return Number()
@@ -242,7 +244,7 @@ class Regression(SequenceClassification):
         Raises:
             ValueError: always.
         """
-        raise ValueError("--class-weights: regression has no classes to weigh")
+        raise ValueError(f"--class-weights: {self.name} has no classes to weigh")
 
     def _target(self, example: TextExample) -> np.ndarray:
         return np.array(float(str(example.label)), dtype=np.float32)
@@ -275,5 +277,3 @@ def _by_value(label: str) -> tuple[int, float, str]:
         return (0, float(label), label)
     except ValueError:
         return (1, 0.0, label)
-
-

@@ -127,7 +127,7 @@ def _text(value: Any, name: str, place: str) -> str:
 def _checked(example: Question, text: str, start: int, repair: bool) -> int:
     """Where the answer begins."""
     context = example.context
-    if 0 <= start and context.startswith(text, start):
+    if start >= 0 and context.startswith(text, start):
         return start
     places = []
     at = context.find(text)
@@ -138,7 +138,9 @@ def _checked(example: Question, text: str, start: int, repair: bool) -> int:
         return min(places, key=lambda place: abs(place - start))
     shown = text if len(text) <= 40 else text[:37] + "..."
     there = context[max(start, 0) : max(start, 0) + len(shown)]
-    problem = f"{example.place}: the answer {shown!r} does not stand at character {start} of the context, where {there!r} is"
+    problem = (
+        f"{example.place}: the answer {shown!r} does not stand at character {start} of the context, where {there!r} is"
+    )
     if context.encode()[max(start, 0) :].startswith(text.encode()):
         problem += "; its offset counts bytes, where characters are needed"
     elif places:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from megabert.tasks import readers
 from megabert.tasks.base import NO_LABEL, Example, Features, Prediction, Task, pair_of, softmax, unknown_label
 from megabert.tasks.readers import Tagged
 from megabert.tokenization.base import Tokenizer
+
+if TYPE_CHECKING:
+    from megabert.tasks.objectives import TaskObjective
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -51,6 +54,7 @@ class TokenClassification(Task):
 
     name: ClassVar[str] = "token-classification"
     head: ClassVar[str] = "MegatronBertForTokenClassification"
+    problem_type: ClassVar[str | None] = None
 
     scheme: Literal["auto", "iob1", "iob2", "iobes", "io"] = "auto"
     label_pieces: Literal["first", "all"] = "first"
@@ -58,7 +62,7 @@ class TokenClassification(Task):
     class_weights: tuple[float, ...] = ()
 
     @property
-    def objective(self):  # noqa: D102
+    def objective(self) -> TaskObjective:  # noqa: D102
         from megabert.tasks.objectives import Classes
 
         return Classes("tag", weights=self.class_weights or None)
@@ -112,7 +116,7 @@ class TokenClassification(Task):
         for example in examples:
             self._check(example)
         found = {tag for example in examples for tag in example.tags}
-        labels = self.labels or (*(["O"] if "O" in found else []), *sorted(found - {"O"}))
+        labels = self.labels or tuple(sorted(found, key=lambda tag: (tag != "O", tag)))
         if len(labels) < 2:
             raise ValueError(f"all words of the training examples have the label {labels[0]!r}: nothing to learn")
         scheme = self.scheme
@@ -136,9 +140,7 @@ class TokenClassification(Task):
         distinct = list(dict.fromkeys(word for example in examples for word in example.words))
         room = self.max_seq_length - 2
         encoded = tokenizer.encode_batch(distinct)
-        pieces = {
-            word: (ids or [tokenizer.unknown_id])[:room] for word, ids in zip(distinct, encoded, strict=True)
-        }
+        pieces = {word: (ids or [tokenizer.unknown_id])[:room] for word, ids in zip(distinct, encoded, strict=True)}
         numbers = {label: number for number, label in enumerate(self.labels)}
         made = []
         for number, example in enumerate(examples):
@@ -186,8 +188,10 @@ class TokenClassification(Task):
                 sure[window.example][word] = float(row.max())
         predictions = []
         for example, tags, values in zip(examples, best, sure, strict=True):
-            said: Prediction = {"id": example.id, "text": example.text, "words": example.words, "labels": tags,
-                                "probabilities": values, "entities": list(self._entities(example, tags, values))}  # fmt: skip
+            said: Prediction = {
+                "id": example.id, "text": example.text, "words": example.words, "labels": tags,
+                "probabilities": values, "entities": list(self._entities(example, tags, values)),
+            }  # fmt: skip
             if example.tags:
                 said["gold"] = example.tags
             predictions.append(said)
@@ -199,7 +203,8 @@ class TokenClassification(Task):
             start, stop = example.offsets[span.start][0], example.offsets[span.stop - 1][1]
             yield {
                 "type": span.type, "text": example.text[start:stop], "start": start, "end": stop,
-                "first_word": span.start, "last_word": span.stop - 1, "probability": min(values[span.start : span.stop]),
+                "first_word": span.start, "last_word": span.stop - 1,
+                "probability": min(values[span.start : span.stop]),
             }  # fmt: skip
 
     def _scheme(self) -> entities.Scheme:
