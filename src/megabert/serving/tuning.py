@@ -84,7 +84,7 @@ class Tuning(Trainer):
         held_out = TrainingRows(validation[1], batch=1, seed=0, group=0) if validation else None
         super().__init__(
             model, task.objective, rows, held_out, options, folder=folder, identity=identity, device=device,
-            stack=padding(tokenizer.pad_id),
+            stack=padding(tokenizer.pad_id), count_tokens=lambda batch: int(batch["attention_mask"].sum()),
         )  # fmt: skip
         self.task = task
         self.network = model

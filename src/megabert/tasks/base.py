@@ -121,6 +121,31 @@ class Task(ABC):
             ValueError: the file is empty, or a broken example, by file and line.
         """
 
+    @abstractmethod
+    def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[Any]:
+        """Examples without answers, of texts or pairs of texts that were typed; `place` is for errors.
+
+        Raises:
+            ValueError: one text where two are needed, or the other way round.
+        """
+
+    @staticmethod
+    def of_width(texts: Sequence[tuple[str, ...]], width: int, place: str) -> Sequence[tuple[str, ...]]:
+        """The texts.
+
+        Raises:
+            ValueError: one of them has not `width` parts.
+        """
+        for number, parts in enumerate(texts, 1):
+            if len(parts) != width:
+                wanted = "one text" if width == 1 else "two texts (with a tab between them, or --text and --text-pair)"
+                raise ValueError(f"{place}: number {number}: this model reads {wanted}, not {len(parts)}")
+        return texts
+
+    @abstractmethod
+    def shown(self, prediction: Prediction) -> str:
+        """A prediction for people."""
+
     def learned(self, examples: Sequence[Any]) -> Self:
         """The task with what the training examples show, such as the set of labels.
 

@@ -17,7 +17,7 @@ import numpy as np
 from megabert.metrics import spans
 from megabert.tasks import squad_files
 from megabert.tasks.base import Features, Prediction, Task, pair_of, softmax
-from megabert.tasks.squad_files import Question
+from megabert.tasks.squad_files import Paragraph, Question
 from megabert.tokenization.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class QuestionAnswering(Task):
 
     @property
     def main_score(self) -> str:  # noqa: D102
-        return "f1"
+        # With questions without answer the threshold is chosen at the end, so models are compared by their best one.
+        return "best_f1" if self.no_answer else "f1"
 
     @property
     def outputs(self) -> int:  # noqa: D102
@@ -99,6 +100,17 @@ class QuestionAnswering(Task):
     def examples(self, path: Path, *, labelled: bool = True) -> list[Question]:
         """Read SQuAD's JSON, or JSONL with question, context, and answers when they are known."""
         return squad_files.read(path, labelled=labelled, repair=self.repair)
+
+    def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[Question]:
+        """Questions, each with the text that it asks about."""
+        return [
+            Question(id=str(number), place=place, question=text, paragraph=Paragraph(context))
+            for number, (text, context) in enumerate(self.of_width(texts, 2, place), 1)
+        ]
+
+    def shown(self, prediction: Prediction) -> str:  # noqa: D102
+        answer = prediction["text"] or "(no answer)"
+        return f"{prediction['question']}\n    {answer}  {100 * prediction['probability']:.1f} %"
 
     def learned(self, examples: Sequence[Question]) -> Self:
         """The same.
@@ -143,7 +155,7 @@ class QuestionAnswering(Task):
     ) -> Iterator[Features]:  # fmt: skip
         begin = len(question) + 2
         room = self.max_seq_length - begin - 1
-        if room < 1 or self.doc_stride > room:
+        if room < 1 or len(ids) > room < self.doc_stride:
             raise ValueError(
                 f"--doc-stride {self.doc_stride} leaves out text: with a question of {len(question)} tokens a window "
                 f"of --max-seq-length {self.max_seq_length} holds {max(room, 0)} of it; lower the stride or "

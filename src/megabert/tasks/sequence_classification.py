@@ -78,6 +78,18 @@ class SequenceClassification(Task):
             found.append(self._example(record, number, labelled))
         return readers.not_empty(found, path)
 
+    def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[TextExample]:
+        """Texts, or pairs of texts."""
+        width = 2 if self.pair else 1
+        return [
+            TextExample(id=str(number), place=place, text=parts[0], text_pair=parts[1] if self.pair else None)
+            for number, parts in enumerate(self.of_width(texts, width, place), 1)
+        ]
+
+    def shown(self, prediction: Prediction) -> str:  # noqa: D102
+        texts = " -> ".join(prediction[name] for name in ("text", "text_pair") if name in prediction)
+        return f"{texts}\n    {prediction['label']}  {100 * prediction['probability']:.1f} %"
+
     def _example(self, record: Record, number: int, labelled: bool) -> TextExample:
         text, label = readers.text_of(record, *_FIRST), readers.text_of(record, *_LABEL)
         pair = readers.text_of(record, *_SECOND)
@@ -221,6 +233,10 @@ class Regression(SequenceClassification):
     @property
     def outputs(self) -> int:  # noqa: D102
         return 1
+
+    def shown(self, prediction: Prediction) -> str:  # noqa: D102
+        texts = " -> ".join(prediction[name] for name in ("text", "text_pair") if name in prediction)
+        return f"{texts}\n    {prediction['number']:.4g}"
 
     def _check(self, example: TextExample) -> None:
         if example.label is None:

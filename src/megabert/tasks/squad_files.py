@@ -11,7 +11,7 @@ from megabert.tasks import readers
 from megabert.tasks.base import Example
 
 
-class _Paragraph:
+class Paragraph:
     """A paragraph's text; questions of one paragraph share it, so that it is cut into pieces once."""
 
     __slots__ = ("text",)
@@ -30,7 +30,7 @@ class Question(Example):
     """
 
     question: str
-    paragraph: _Paragraph
+    paragraph: Paragraph
     answers: list[tuple[str, int]] = field(default_factory=list)
     answered: bool = False
 
@@ -76,7 +76,7 @@ def _from_document(path: Path) -> Iterator[Question]:
         where = f"{path}: data[{number}]"
         for place, paragraph in enumerate(_list(article, "paragraphs", where)):
             spot = f"{where}.paragraphs[{place}]"
-            text = _Paragraph(_text(paragraph, "context", spot))
+            text = Paragraph(_text(paragraph, "context", spot))
             for index, entry in enumerate(_list(paragraph, "qas", spot)):
                 yield _question(entry, text, f"{spot}.qas[{index}]", "")
 
@@ -84,10 +84,10 @@ def _from_document(path: Path) -> Iterator[Question]:
 def _from_lines(path: Path) -> Iterator[Question]:
     for number, record in enumerate(readers.json_lines(path), 1):
         entry = dict(record.cells)
-        yield _question(entry, _Paragraph(_text(entry, "context", record.place)), record.place, str(number))
+        yield _question(entry, Paragraph(_text(entry, "context", record.place)), record.place, str(number))
 
 
-def _question(entry: Any, paragraph: _Paragraph, place: str, number: str) -> Question:
+def _question(entry: Any, paragraph: Paragraph, place: str, number: str) -> Question:
     question = _text(entry, "question", place)
     name = entry.get("id", number)
     if not isinstance(name, str | int) or name == "":

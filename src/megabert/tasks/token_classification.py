@@ -79,6 +79,17 @@ class TokenClassification(Task):
         found = [self._example(tagged, number, labelled) for number, tagged in enumerate(_read(path, labelled), 1)]
         return readers.not_empty(found, path)
 
+    def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[WordsExample]:
+        """Texts, split into words and punctuation."""
+        found = self.of_width(texts, 1, place)
+        return [self._example((place, text), number, False) for number, (text,) in enumerate(found, 1)]
+
+    def shown(self, prediction: Prediction) -> str:  # noqa: D102
+        lines = [
+            f"    {one['type']}: {one['text']}  {100 * one['probability']:.1f} %" for one in prediction["entities"]
+        ]
+        return "\n".join([prediction["text"], *lines])
+
     def _example(self, item: Tagged | tuple[str, str], number: int, labelled: bool) -> WordsExample:
         if not isinstance(item, Tagged):
             place, text = item
