@@ -8,7 +8,9 @@ from typing import Any
 from megabert import config as configuration
 from megabert.tasks import glue
 from megabert.tasks.base import Task
+from megabert.tasks.multiple_choice import MultipleChoice
 from megabert.tasks.question_answering import QuestionAnswering
+from megabert.tasks.relation_extraction import RelationExtraction
 from megabert.tasks.sequence_classification import Regression, SequenceClassification
 from megabert.tasks.token_classification import TokenClassification
 
@@ -16,7 +18,7 @@ CLASSES: Mapping[str, type[Task]] = {
     kind.name: kind
     for kind in (
         QuestionAnswering, SequenceClassification, Regression, TokenClassification, glue.GlueClassification,
-        glue.GlueRegression,
+        glue.GlueRegression, RelationExtraction, MultipleChoice,
     )
 }  # fmt: skip
 """A task's own name -> its class."""
@@ -30,6 +32,11 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "regression": ("regression", {}),
     "token-classification": ("token-classification", {}),
     "ner": ("token-classification", {}),
+    "relation-extraction": ("relation-extraction", {}),
+    "chemprot": ("relation-extraction", {}),
+    "multiple-choice": ("multiple-choice", {}),
+    "swag": ("multiple-choice", {}),
+    "race": ("multiple-choice", {"order": "choice", "max_seq_length": 512}),
 }
 """A user's name -> the task's own name, and settings that go with it; GLUE's names come beside these."""
 
@@ -40,14 +47,14 @@ def make(name: str, settings: Mapping[str, Any]) -> Task:
     """The task that a user names.
 
     Args:
-        settings: chosen ones; those of the name win.
+        settings: chosen ones; they win over the name's.
 
     Raises:
         ValueError: no such task, or a setting that it does not have.
     """
     if name in PRESETS:
         kind, fixed = PRESETS[name]
-        return CLASSES[kind].from_settings({**settings, **fixed})
+        return CLASSES[kind].from_settings({**fixed, **settings})
     if name in glue.NAMES:
         task = glue.make(name, max_seq_length=128)
         return type(task).from_settings({**task.settings(), **settings})

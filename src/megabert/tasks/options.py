@@ -21,6 +21,12 @@ class TaskOptions:
         None, "tokens of a row, special ones included; left out, 128, for question answering 384", minimum=8,
         example="256",
     )  # fmt: skip
+    mentions: Literal["markers", "anonymous"] | None = option(
+        None, "relation extraction: what is made of entities that are given by offsets; left out, markers around them"
+    )
+    order: Literal["context", "choice"] | None = option(
+        None, "multiple choice: what comes first in a row; left out, the context, for race the choice as in Megatron-LM"
+    )
     scheme: Literal["auto", "iob1", "iob2", "iobes", "io"] | None = option(
         None, "token classification: how labels write entities; left out, the training file shows it", example="iob2"
     )
