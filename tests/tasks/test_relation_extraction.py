@@ -9,8 +9,8 @@ def line(text, label="X", **more):
     return json.dumps({"text": text, "label": label, **more}) + "\n"
 
 
-def entity(text, word, **more):
-    return {"start": text.index(word), "end": text.index(word) + len(word), **more}
+def entity(whole, word, **more):
+    return {"start": whole.index(word), "end": whole.index(word) + len(word), **more}
 
 
 def test_marked_text_in_lines_of_json_whatever_the_name(write):

@@ -268,9 +268,17 @@ def _identity(config: Config, task: Task, tokenizer: WordPiece) -> dict[str, str
     return {
         "task": config.task, "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "tokenizer": tokenizer.fingerprint()[:16], "seed": str(config.seed),
-        "train file": hashlib.sha256(config.train_file.read_bytes()).hexdigest()[:16],
+        "train file": _digest(config.train_file),
         "batch size": str(config.batch_size), "group by length": str(config.group_by_length),
     }  # fmt: skip
+
+
+def _digest(path: Path) -> str:
+    """Of a file, or of all files of a folder."""
+    whole = hashlib.sha256()
+    for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
+        whole.update(file.read_bytes())
+    return whole.hexdigest()[:16]
 
 
 def _described(

@@ -62,8 +62,8 @@ class MultipleChoice(Task):
         return 1
 
     def examples(self, path: Path, *, labelled: bool = True) -> list[ChoiceExample]:
-        """Read SWAG's CSV (startphrase, sent2, ending0, ... or sent1, label), RACE's files or a folder of them (article,
-        questions, options, answers), or JSONL with context, choices and label."""
+        """Read SWAG's CSV (startphrase or sent1 and sent2, ending0, ..., label), RACE's files or a folder of them
+        (article, questions, options, answers), or JSONL with context, choices and label."""
         files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
         found = [example for file in files for example in _read(file, labelled)]
         if found:
@@ -190,7 +190,7 @@ def _race(record: Record, labelled: bool) -> Iterator[tuple[str, list[str], int 
     questions, options, answers = (cells.get(name) for name in ("questions", "options", "answers"))
     if not isinstance(questions, list) or not isinstance(options, list) or len(questions) != len(options):
         raise ValueError(f"{record.place}: RACE needs as many lists of options as questions")
-    if answers is None and labelled or answers is not None and len(answers) != len(questions):
+    if (answers is None and labelled) or (answers is not None and len(answers) != len(questions)):
         raise ValueError(
             f"{record.place}: RACE needs an answer (A, B, C or D) for each of its {len(questions)} questions"
         )

@@ -1,8 +1,7 @@
 """The relation of two marked entities in a text: ChemProt and its like.
 
-Three ways to say which two are meant are read: markers around them (`<< A >>` and `[[ B ]]`, or `@A$`-like words that
-replace them, as BioMegatron's notebook has it), both as part of the text; and offsets beside the text, from which either
-is made.
+Three ways to say which two are meant are read: markers around them in the text (`<< A >>` and `[[ B ]]`), words like
+`@CHEMICAL$` in their place (as in BioMegatron's notebook), and offsets beside the text, from which either is made.
 """
 
 from __future__ import annotations
