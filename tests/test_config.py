@@ -109,3 +109,29 @@ def test_help_tells_default_alias_and_group(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "The network" in text and "--intermediate-size" in text and "default: 24" in text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Old(Network):
+    """Old."""
+
+    pair_head: bool = option(True, "old", aliases=("pair-no-head", "no-pair-head"), hidden=True)
+    shares: str = option("1", "shares")
+
+
+def test_hidden_switches_stay_hidden_and_each_spelling_is_shown_once(capsys):
+    with pytest.raises(SystemExit):
+        parse(Old, ["--help"], program="x")
+    text = capsys.readouterr().out
+    assert "pair" not in text and text.count("--no-fusion") == 1
+    assert parse(Old, ["--no-pair-head"], program="x").pair_head is False
+
+
+def test_one_option_in_two_spellings_is_refused(tmp_path):
+    (tmp_path / "run.toml").write_text("num_layers = 2\nnum-layers = 3\n")
+    with pytest.raises(ValueError, match="key 'num-layers': num_layers is set twice"):
+        parse(Old, ["--config", str(tmp_path / "run.toml")], program="x")
+
+
+def test_what_begins_as_a_negative_number_is_a_value():
+    assert parse(Old, ["--shares", "-1,2,3"], program="x").shares == "-1,2,3"

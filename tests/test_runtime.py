@@ -1,6 +1,9 @@
+import os
+import signal
+
 import pytest
 
-from megabert.runtime import atomic_write, duration
+from megabert.runtime import Terminated, atomic_write, duration, signals_wait, termination_interrupts
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -27,3 +30,15 @@ def test_a_write_that_succeeds_replaces(tmp_path):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_sigterm_interrupts_once_it_may(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    reached = []
+    with pytest.raises(Terminated), termination_interrupts():
+        with signals_wait():
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the end of the block")
+        reached.append("what is behind it")
+    assert reached == ["the end of the block"]
+    assert signal.getsignal(signal.SIGTERM) is before

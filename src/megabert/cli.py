@@ -13,8 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from megabert import config as configuration
+from megabert import runtime
 
 CLOSED_PIPE = 128 + 13
+INTERRUPTED, TERMINATED = 128 + 2, 128 + 15
 
 VERBS = {
     "demo": "the whole job on built-in text, in a few minutes, with no download",
@@ -87,7 +89,9 @@ def to_the_end(command: Callable[[], int]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0 done, 2 a mistake of the user, 130 interrupted, 141 closed pipe."""
+    """Run one verb and return the exit status: 0 done, 2 a mistake of the user, 130 interrupted,
+    141 closed pipe, 143 terminated.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     return to_the_end(lambda: _main(given))
 
@@ -107,17 +111,25 @@ def _main(arguments: list[str]) -> int:
         print(f"megabert: error: unknown verb {verb!r}{hint}; verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     program = f"megabert {verb}"
-    module = importlib.import_module(f"megabert.commands.{verb.replace('-', '_')}")
+    with runtime.termination_interrupts():
+        return _run(verb, arguments[1:], program)
+
+
+def _run(verb: str, arguments: list[str], program: str) -> int:
     try:
-        config = configuration.parse(module.Config, arguments[1:], program=program, description=module.__doc__ or "")
+        module = importlib.import_module(f"megabert.commands.{verb.replace('-', '_')}")
+        config = configuration.parse(module.Config, arguments, program=program, description=module.__doc__ or "")
         module.run(config)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
         return fail(program, error)
+    except runtime.Terminated:
+        print(f"{program}: ended by SIGTERM", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

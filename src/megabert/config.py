@@ -132,11 +132,7 @@ _READERS = {int: _integer, float: _number, str: str, Path: Path}
 
 def _owners(config_class: type) -> dict[str, type]:
     """field name -> the class that declares it: the groups of the help text."""
-    owners: dict[str, type] = {}
-    for base in reversed(config_class.__mro__):
-        for name in inspect.get_annotations(base):
-            owners[name] = base
-    return owners
+    return {name: base for base in reversed(config_class.__mro__) for name in inspect.get_annotations(base)}
 
 
 def _help(field: dataclasses.Field, default: Any) -> str:
@@ -158,10 +154,11 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind) -> None:
     keywords: dict[str, Any] = {"help": _help(field, field.default), "default": argparse.SUPPRESS}
     names = [f"--{name}" for name in (flag_name(field.name), *metadata["aliases"])]
     if kind.base is bool:
-        off = [f"--no-{flag_name(field.name)}", *(name for name in names if _turns_off(name))]
+        off = list(dict.fromkeys([f"--no-{flag_name(field.name)}", *(name for name in names if _turns_off(name))]))
         on = [name for name in names if name not in off]
         group.add_argument(*on, dest=field.name, action="store_true", **keywords)
-        keywords["help"] = f"the opposite of {on[0]}" if field.default is True else argparse.SUPPRESS
+        if keywords["help"] != argparse.SUPPRESS:
+            keywords["help"] = f"the opposite of {on[0]}" if field.default is True else argparse.SUPPRESS
         group.add_argument(*off, dest=field.name, action="store_false", **keywords)
         return
     keywords["type"] = _READERS[kind.base]
@@ -187,6 +184,8 @@ def _make_parser(config_class: type, program: str, description: str) -> _Parser:
         prog=program, usage=f"{program} {names + ' ' if names else ''}[flags]", description=description,
         allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    # What begins as a negative number is a value, so that `--split -1,2,3` is refused for what it is: no flag does.
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
     general = parser.add_argument_group("general")
     general.add_argument("-h", "--help", action="help", help="show this text and exit")
     general.add_argument("--config", type=Path, metavar="FILE.toml", default=argparse.SUPPRESS,
@@ -235,6 +234,8 @@ def _read_file(config_class: type, path: Path) -> dict[str, Any]:
         if field is None:
             known = [field.name for field in dataclasses.fields(config_class)]
             raise ValueError(f"{path}: unknown key {key!r}{nearest(key.replace('-', '_'), known)}")
+        if field.name in values:
+            raise ValueError(f"{path}: key {key!r}: {field.name} is set twice, in two spellings; keep one of them")
         kind = _kind(hints[field.name])
         if kind.base is bool and field.name != key and _turns_off(flag_name(key)) and isinstance(value, bool):
             value = not value

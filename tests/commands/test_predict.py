@@ -31,6 +31,32 @@ def test_fill_mask(model, capsys):
     assert all(line.endswith(" %") for line in (lines[2], lines[3], lines[8]))
 
 
+def test_a_model_of_any_format_and_by_name(model, tmp_path, monkeypatch, capsys):
+    ask = ["--text", "a [MASK] b", "--top-k", "2"]
+    assert cli.main(["predict", "fill-mask", model, *ask]) == 0
+    expected = capsys.readouterr().out
+    assert cli.main(["convert", model, str(tmp_path / "x"), "--to", "megatron"]) == 0
+    assert cli.main(["convert", model, str(tmp_path / "y"), "--no-safe-serialization"]) == 0
+    monkeypatch.setenv("MEGABERT_CACHE", str(tmp_path))
+    (tmp_path / "names.toml").write_text(f'my-bert = "{tmp_path / "x"}"\n')
+    for place in (str(tmp_path / "x"), str(tmp_path / "y"), "my-bert"):
+        capsys.readouterr()
+        assert cli.main(["predict", "fill-mask", place, *ask]) == 0
+        assert capsys.readouterr().out == expected
+    (tmp_path / "x" / "vocab.txt").unlink()
+    for file in (tmp_path / "x").glob("tokenizer*"):
+        file.unlink()
+    for place, message in (
+        ("my-bert", "holds no tokenizer: put a vocab.txt beside it"),
+        ("megatron-bert-345m-uncased", "model_optim_rng.pt"),
+        ("nobody/nothing", "nobody/nothing is no file or folder, and could not be had"),
+        ("no-such-bert", "there is nothing at no-such-bert"),
+    ):
+        assert cli.main(["predict", "fill-mask", place, *ask]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
 def test_fill_mask_as_json_from_a_file(model, tmp_path, capsys):
     path = tmp_path / "texts.txt"
     path.write_text("a [MASK]\n\nb [MASK]\n")

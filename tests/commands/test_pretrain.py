@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from megabert import cli
 from megabert.training.resume import Checkpoints
@@ -197,6 +198,118 @@ def test_an_old_command_line_with_all_that_grows(corpus, finished, tmp_path):
     assert lines[-1]["samples"] == 92 and lines[-1]["weight_decay"] == pytest.approx(0.1 * 80 / 100)
     assert any("valid_lm_loss" in line for line in metrics(folder))
     assert "train_samples = 100" in (folder / "run.toml").read_text()
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    """All files of a run folder but its lock, by name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_refused_run_leaves_its_folder_untouched(corpus, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before = state_of(folder)
+    data = ["pretrain", *SMALL, "--train-data", str(corpus), "--save", str(folder)]
+    other = tmp_path / "vocab.txt"
+    words = (finished / "tokenizer" / "vocab.txt").read_text().splitlines()
+    other.write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")  # as many entries, in another order
+    for change, said in (
+        (["--tokenizer", str(other)], "another tokenizer"),
+        (["--seed", "3"], "another seed"),
+        (["--train-iters", "4"], "is at step 30, past the 4 steps"),
+        (["--load", str(folder / "checkpoints" / "step-00000777")], "there is no folder"),
+    ):
+        assert cli.main([*data, *change]) == 2
+        assert said in capsys.readouterr().err
+        assert state_of(folder) == before
+    new = tmp_path / "runs" / "new"
+    assert cli.main([*data[:-1], str(new), "--load", str(tmp_path / "nope")]) == 2
+    assert not new.parent.exists() and "tokeni" not in capsys.readouterr().out
+
+
+def test_without_the_pointer_the_run_goes_on(corpus, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "checkpoints" / "latest").unlink()
+    command = ["pretrain", *SMALL, "--train-data", str(corpus), "--save", str(folder)]
+    assert cli.main([*command, "--hidden-size", "64"]) == 2
+    assert "belongs to another model" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert "latest is missing: the newest whole checkpoint is step-00000030" in capsys.readouterr().out
+    assert (folder / "checkpoints" / "latest").read_text().strip() == "step-00000030"
+
+
+@pytest.mark.parametrize("packed", [[], ["--pack"]])
+def test_a_lengthened_run_reads_what_a_long_one_reads_and_is_tested_again(corpus, tmp_path, packed, capsys):
+    even = ["--lr-decay-style", "constant", "--warmup", "0", "--eval-interval", "0", *packed]
+    command = ["pretrain", *SMALL, *even, "--train-data", str(corpus), "--save"]
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert cli.main([*command, str(short), "--train-iters", "7"]) == 0
+    assert cli.main([*command, str(short), "--train-iters", "40"]) == 0
+    assert cli.main([*command, str(long), "--train-iters", "40"]) == 0
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (short, long)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    tests = [line for line in metrics(short) if "test_lm_loss" in line]
+    assert [line["step"] for line in tests] == [7, 40]
+    assert tests[-1] == next(line for line in metrics(long) if "test_lm_loss" in line)
+    capsys.readouterr()
+    assert cli.main([*command, str(short), "--train-iters", "40"]) == 0
+    assert "test: " not in capsys.readouterr().out, "the same test of the same model"
+    assert cli.main([*command, str(short), "--train-iters", "40", "--eval-iters", "3"]) == 0
+    assert "test: " in capsys.readouterr().out
+    assert cli.main(["inspect", str(short)]) == 0
+
+
+def test_a_run_that_learned_nothing_says_so(corpus, finished, tmp_path, capsys):
+    arguments = [*SMALL, "--train-data", str(corpus), "--tokenizer", str(finished / "tokenizer"), "--train-iters", "3"]
+    assert cli.main(["pretrain", *arguments, "--fp16", "--save", str(tmp_path / "half")]) == 0
+    assert "warning: each of the 3 steps was skipped" in capsys.readouterr().out
+    assert cli.main(["pretrain", *arguments, "--lr", "1e30", "--on-nan", "skip", "--save", str(tmp_path / "nan")]) == 0
+
+
+def test_what_plain_transformers_cannot_express_is_said(corpus, finished, tmp_path, capsys):
+    arguments = [*SMALL, "--train-data", str(corpus), "--tokenizer", str(finished / "tokenizer"), "--train-iters", "2"]
+    flag = "--apply-residual-connection-post-layernorm"
+    assert cli.main(["pretrain", *arguments, flag, "--save", str(tmp_path / "run")]) == 0
+    assert "plain Transformers computes other numbers" in capsys.readouterr().out
+    assert cli.main(["predict", "fill-mask", str(tmp_path / "run"), "--text", "The [MASK] reads."]) == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_is_one_line_and_keeps_what_was_tokenized(corpus, tmp_path, number, status):
+    text = tmp_path / "long.jsonl"
+    text.write_text(corpus.read_text() * 4000)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    named = ["--train-data", str(text), "--tokenizer", "vocab.txt", "--workers", "2", "--save", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "megabert", "pretrain", *SMALL, *named]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("tokenizing") for line in process.stdout)
+    time.sleep(1)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert len(errors.splitlines()) == 1 and errors.startswith("megabert pretrain: ")
+    assert list((tmp_path / "cache").glob("*.partial")) and not (tmp_path / "run").exists()
+
+
+def test_a_closed_pipe_ends_a_run_quietly(corpus, finished, tmp_path):
+    arguments = [*SMALL, "--train-data", str(corpus), "--tokenizer", str(finished / "tokenizer")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "megabert", "pretrain", *arguments, "--save", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 141 and errors == ""
 
 
 def test_passes_over_the_data_are_a_length(corpus, finished, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megabert import cli
 from megabert import config as configuration
 from megabert.commands.pretrain import Config
 from megabert.tokenization.named import open_tokenizer
@@ -130,3 +131,17 @@ def test_evaluation_data_is_read_in_its_own_way():
     assert config.of("train_data") is config
     with pytest.raises(ValueError, match="--eval-seq-length is for --valid-data"):
         parse("--train-data a --eval-seq-length 128").of("train_data")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--split a,b,c", "--split: 'a,b,c' is not one to three shares"),
+        ("--split -1,2,3", "--split: '-1,2,3' is not one to three shares"),
+        ("--mask-prob 0.0001 --seq-length 64", "--mask-prob: 0.0001 of the 61 tokens of a sample is less than one"),
+        ("--seed 99999999999999999999999", "--seed: 99999999999999999999999 is over 9223372036854775807"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_before_any_work(flags, said, capsys):
+    assert cli.main(["pretrain", "--train-data", "no-such-file", *flags.split()]) == 2
+    assert said in capsys.readouterr().err

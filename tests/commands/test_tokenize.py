@@ -73,3 +73,12 @@ def test_skipped_lines_are_counted_and_listed(tmp_path, vocabulary, capsys):
     assert "1 lines were skipped" in capsys.readouterr().out
     assert (tmp_path / "x.skipped.txt").read_text().startswith(f"{text}: line 2: is not ")
     assert json.loads((tmp_path / "x.json").read_text())["documents"] == 1
+
+
+def test_a_language_without_rules_is_said(tmp_path, vocabulary, text, capsys):
+    arguments = ("--input", text, "--tokenizer", vocabulary, "--output", tmp_path / "x", "--workers", 1)
+    assert run(*arguments, "--lang", "xx") == 0
+    assert "--lang xx: there are no rules" in capsys.readouterr().err
+    assert run(*arguments, "--lang", "english") == 2
+    assert run(*arguments, "--lang", "de") == 0
+    assert "rules" not in capsys.readouterr().err

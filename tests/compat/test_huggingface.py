@@ -42,11 +42,16 @@ def test_the_documented_command_from_inside_the_folder(folder, capsys):
     assert model.config.layer_norm_eps == 1e-5
 
 
-def test_a_config_file_wins(folder):
-    (folder / "sizes.json").write_text(json.dumps({"hidden_dropout_prob": 0.3, "num_attention_heads": 4}))
+def test_a_config_file_wins(folder, capsys):
+    (folder / "sizes.json").write_text(json.dumps({"hidden_dropout_prob": 0.3, "num-attention-heads": 2}))
     assert huggingface.main(["checkpoint.zip", "--config_file", "sizes.json"]) == 0
     config = json.loads((folder / "config.json").read_text())
-    assert config["hidden_dropout_prob"] == 0.3 and config["num_attention_heads"] == 4
+    assert config["hidden_dropout_prob"] == 0.3 and config["num_attention_heads"] == 2
+    assert f"written: {folder} (huggingface)" in capsys.readouterr().out
+    # Other heads than those of the file's args would cut query, key and value wrongly.
+    (folder / "sizes.json").write_text(json.dumps({"num_attention_heads": 4}))
+    assert huggingface.main(["checkpoint.zip", "--config_file", "sizes.json"]) == 2
+    assert "tells of 2 attention heads, but 4 were asked for" in capsys.readouterr().err
 
 
 def test_running_it_twice_replaces_the_first_result(folder):

@@ -1,3 +1,5 @@
+import pytest
+
 from megabert.corpora import sentences
 
 
@@ -20,3 +22,10 @@ def test_presplit_lines_are_kept_whole():
 def test_other_languages_and_nothing():
     assert sentences.split("今日は。明日も。", language="ja") == ["今日は。", "明日も。"]
     assert sentences.split(" \n ") == []
+
+
+def test_languages_without_rules_are_said():
+    assert sentences.remark("en") == sentences.remark("de") == ""
+    assert sentences.remark("xx").startswith("--lang xx: there are no rules of its own")
+    with pytest.raises(ValueError, match="--lang: 'english' is not the code of a language"):
+        sentences.remark("english")

@@ -57,13 +57,16 @@ def test_rows_of_several_sets(make_data, vocabulary, monkeypatch):
     first = make_data([[[10] * 9, [10] * 9]] * 300, "first")
     second = make_data([[[20] * 9, [20] * 9]] * 300, "second")
     sources = [Source(3, str(first.prefix)), Source(1, str(second.prefix))]
-    sets = make_sets(options(split="1"), vocabulary, seed=1, train=sources, num_samples=(200, None, None))
+    monkeypatch.setattr("megabert.data.blend._BLEND_PERIOD", 1000)
+    monkeypatch.setattr("megabert.data.blend._BLEND_BEGIN", 16)
+    sets = make_sets(options(split="1"), vocabulary, seed=1, train=sources)
     train = sets.train
-    assert isinstance(train, BlendedSet) and len(train) == 200 and sets.valid is sets.test is None
+    # One pass ends when the first of the sets was read once: 300 rows of 3/4.
+    assert isinstance(train, BlendedSet) and len(train) == 400 and sets.valid is sets.test is None
     whose = [20 if (row["input_ids"] == 20).sum() > (row["input_ids"] == 10).sum() else 10 for row in train]
-    assert whose.count(10) == 150
-    again = make_sets(options(split="1"), vocabulary, seed=1, train=sources, num_samples=(200, None, None)).train
-    for index in (0, 7, 450):
+    assert whose.count(10) == 300
+    again = make_sets(options(split="1"), vocabulary, seed=1, train=sources).train
+    for index in (2450, 7, 450, 0):
         assert np.array_equal(train[index]["input_ids"], again[index]["input_ids"])
 
 

@@ -51,7 +51,7 @@ def test_any_spelling_of_the_name(tmp_path):
     prefix = write(tmp_path / "wiki.v2_text_sentence")
     for name in ("wiki.v2_text_sentence", "wiki.v2_text_sentence.bin", "wiki.v2_text_sentence.idx", "wiki.v2"):
         assert find_prefix(tmp_path / name) == prefix
-    assert find_prefix(tmp_path / "wiki") is None
+    assert find_prefix(tmp_path / "wiki") is find_prefix(".") is find_prefix("/") is None
     with pytest.raises(ValueError, match="no indexed data"):
         IndexedData(tmp_path / "wiki")
 

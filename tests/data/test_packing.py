@@ -23,9 +23,9 @@ def test_natural_documents_fill_the_rows(make_data, vocabulary, seq_length, pair
     packed = PackedSampleSet(samples)
     assert packed.fill > 0.98
     # Cutting samples to gaps truncates some sentences: few.
-    assert packed._pieces[:, 3].sum() > 0.98 * samples.lengths().sum()
+    assert packed._first.pieces[:, 3].sum() > 0.98 * samples.lengths().sum()
     real = sum(int((row["sample_ids"] > 0).sum()) for row in packed)
-    assert real == packed._pieces[:, 3].sum()
+    assert real == packed._first.pieces[:, 3].sum()
     assert packed.describe()["fill"] == packed.fill
 
 
@@ -42,13 +42,13 @@ def test_no_sentence_is_lost_and_few_are_repeated(make_data, vocabulary):
     data = make_data(natural_documents(300, seed=6))
     samples = SampleSet(data, vocabulary, options(seq_length=128, short_seq_prob=0), seed=1)
     packed = PackedSampleSet(samples)
-    covered = np.concatenate([np.arange(first, last) for first, last, *_ in packed._pieces])
+    covered = np.concatenate([np.arange(first, last) for first, last, *_ in packed._first.pieces])
     wanted = np.concatenate([np.arange(first, last) for first, last, _ in samples.map])
     assert set(covered) == set(wanted) and len(covered) < 1.03 * len(wanted)
-    assert np.all(packed._pieces[:, 1] - packed._pieces[:, 0] >= 2)
+    assert np.all(packed._first.pieces[:, 1] - packed._first.pieces[:, 0] >= 2)
     # A sample stays inside its document.
-    documents = np.searchsorted(data.documents, packed._pieces[:, 0], "right")
-    assert np.array_equal(documents, np.searchsorted(data.documents, packed._pieces[:, 1] - 1, "right"))
+    documents = np.searchsorted(data.documents, packed._first.pieces[:, 0], "right")
+    assert np.array_equal(documents, np.searchsorted(data.documents, packed._first.pieces[:, 1] - 1, "right"))
 
 
 def test_long_sentences_leave_no_gaps(make_data, vocabulary):
@@ -67,9 +67,24 @@ def test_a_row_is_a_function_of_seed_and_index(make_data, vocabulary):
         wanted = one[index]
         for again in (two[index], copy[index]):
             assert all(np.array_equal(again[key], wanted[key]) for key in wanted)
-    first, later = one[3], one[len(one) + 3]
-    assert np.array_equal(first["sample_ids"], later["sample_ids"])
-    assert not np.array_equal(first["input_ids"], later["input_ids"])
+    assert not np.array_equal(one[3]["input_ids"], one[len(one) + 3]["input_ids"])
+
+
+def test_rows_of_every_epoch_have_the_shape_of_the_first(make_data, vocabulary):
+    data = make_data(natural_documents(60, seed=5, mean_sentences=4, mean_tokens=8))
+    packed = PackedSampleSet(SampleSet(data, vocabulary, options(), seed=2))
+    counts = [check_row(packed[index], packed.shape, vocabulary) for index in range(12 * len(packed))]
+    assert min(counts) >= 1
+    orders = {tuple(packed[epoch * len(packed)]["input_ids"]) for epoch in range(12)}
+    assert len(orders) == 12
+
+
+def test_what_is_too_long_to_pack_again_is_read_in_another_order(make_data, vocabulary, monkeypatch):
+    monkeypatch.setattr("megabert.data.packing.LONGEST_PACKED", 10)
+    packed = PackedSampleSet(SampleSet(make_data(natural_documents(60)), vocabulary, options(), seed=2))
+    rows = len(packed)
+    first, second = ([packed._row(epoch * rows + place).tobytes() for place in range(rows)] for epoch in (0, 1))
+    assert first != second and sorted(first) == sorted(second)
 
 
 def test_a_single_short_document_is_a_row(make_data, vocabulary):

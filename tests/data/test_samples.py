@@ -5,7 +5,7 @@ import pytest
 from made_data import check_row, options
 
 from megabert.data.indexed import IndexedData
-from megabert.data.samples import SampleSet
+from megabert.data.samples import SampleSet, reordered
 
 
 def unmasked(row):
@@ -83,9 +83,38 @@ def test_nsp_takes_the_second_half_from_another_document(make_data, vocabulary):
     assert abs(np.mean(lengths[0]) - np.mean(lengths[1])) < 3  # the length does not give the answer away
 
 
-def test_num_samples_asks_for_whole_epochs(data, vocabulary):
-    epoch = len(SampleSet(data, vocabulary, options(short_seq_prob=0), seed=1))
-    assert len(SampleSet(data, vocabulary, options(short_seq_prob=0), seed=1, num_samples=epoch + 1)) == 2 * epoch
+def test_every_epoch_reads_all_sentences_in_its_own_order(data, vocabulary):
+    samples = SampleSet(data, vocabulary, options(), seed=1)
+    maps = [samples.map_of(epoch) for epoch in (0, 1, 2, 1)]
+    sentences = [set(np.concatenate([np.arange(first, last) for first, last, _ in one])) for one in maps]
+    assert sentences[0] == sentences[1] == sentences[2]
+    assert not np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[1], maps[2])
+    assert np.array_equal(maps[1], maps[3])
+    # Found in its epoch, whoever read what before.
+    fresh = SampleSet(data, vocabulary, options(), seed=1)
+    for index in (2 * len(samples) + 3, 5, 5 * len(samples) - 1, len(samples)):
+        assert np.array_equal(samples[index]["input_ids"], fresh[index]["input_ids"])
+
+
+def test_a_map_too_long_to_cut_again_is_read_in_another_order(data, vocabulary, monkeypatch):
+    monkeypatch.setattr("megabert.data.samples.LONGEST_MAP", 10)
+    samples = SampleSet(data, vocabulary, options(), seed=1)
+    read = []
+    monkeypatch.setattr(samples, "sample", lambda place, index: read.append(tuple(place)))
+    monkeypatch.setattr("megabert.data.samples.assemble", lambda *_: {})
+    count = len(samples)
+    for index in range(3 * count):
+        samples[index]
+    epochs = [read[start : start + count] for start in (0, count, 2 * count)]
+    assert epochs[0] == [tuple(row) for row in samples.map]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_places_are_reordered_one_to_one():
+    for count in (1, 2, 12, 97, 1000):
+        for epoch in (1, 2):
+            assert sorted(reordered(place, count, 5, epoch) for place in range(count)) == list(range(count))
 
 
 def test_a_split_sees_only_its_documents(make_data, vocabulary):

@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import megabert
-from megabert.formats import huggingface
+from megabert.formats import huggingface, huggingface_checkpoint
 from megabert.tokenization import word_piece
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijk"]
@@ -242,3 +242,34 @@ def test_kill_in_the_middle_leaves_a_whole_model(folder, tokenizer):
         assert word_piece.load(folder).tokens == TOKENS
     huggingface.write(make_model(), None, folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_untied_folders_open_in_plain_transformers_without_a_report(tmp_path):
+    model = make_model(tie_word_embeddings=False)
+    huggingface.write(model, None, tmp_path / "model")
+    _, report = transformers.MegatronBertForPreTraining.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    _, report = megabert.MegatronBertForPreTraining.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"apply_residual_connection_post_layernorm": True}, "residual is taken after each LayerNorm"),
+        ({"hidden_act": "gelu_pytorch_tanh", "head_act": "gelu"}, "gelu in the masked-word head"),
+    ],
+)
+def test_what_plain_transformers_computes_otherwise_does_not_open_in_silence(tmp_path, settings, said):
+    model = make_model(**settings)
+    huggingface.write(model, None, tmp_path / "model")
+    assert (
+        said in huggingface.foreign_settings(model.config)[0] and said in (tmp_path / "model" / "README.md").read_text()
+    )
+    for name in ("MegatronBertForPreTraining", "MegatronBertModel"):
+        _, report = getattr(transformers, name).from_pretrained(tmp_path / "model", output_loading_info=True)
+        assert "megabert_only.plain_transformers_computes_other_numbers" in report["unexpected_keys"]
+        _, report = getattr(megabert, name).from_pretrained(tmp_path / "model", output_loading_info=True)
+        assert not report["missing_keys"] and not [key for key in report["unexpected_keys"] if "megabert" in key]
+    huggingface.load(tmp_path / "model", megabert.MegatronBertForPreTraining)
+    assert not any("megabert_only" in name for name in huggingface_checkpoint.read(tmp_path / "model").tensors)

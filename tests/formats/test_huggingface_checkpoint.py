@@ -133,6 +133,9 @@ def test_an_existing_target_is_refused_and_replaced_whole(tmp_path):
     (tmp_path / "x" / "mine.txt").write_text("kept")
     with pytest.raises(ValueError, match="--overwrite"):
         huggingface.write(source, tmp_path / "x")
+    with pytest.raises(ValueError, match=r"no checkpoint has a file mine\.txt"):
+        huggingface.write(source, tmp_path / "x", overwrite=True)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["mine.txt"]
+    (tmp_path / "x" / "mine.txt").rename(tmp_path / "x" / "pytorch_model.bin")
     huggingface.write(source, tmp_path / "x", overwrite=True)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "model.safetensors", "x"]

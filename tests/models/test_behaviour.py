@@ -281,14 +281,14 @@ class Rows(torch.utils.data.Dataset):
         return {key: column[index] for key, column in self.columns.items()}
 
 
-def train_once(name, rows, batch_size, accumulation, folder):
+def train_once(name, rows, batch_size, accumulation, folder, trainer_class=Trainer):
     model = make(name)
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
         max_steps=1, learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=1,
         report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer = trainer_class(model=model, args=arguments, train_dataset=rows)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {key: value.detach().clone() for key, value in model.named_parameters()}, losses[0]
@@ -467,3 +467,57 @@ def test_a_training_batch_compiles_to_one_graph(ids):
     assert_near(given.seq_relationship_logits, expected.seq_relationship_logits)
     given.prediction_logits.square().sum().backward()
     assert model.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
+
+
+class PairTrainer(Trainer):
+    """The README's."""
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, words = super().get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = sum(batch["next_sentence_label"].ne(-100).sum() for batch in batches)
+        return [{**batch, "num_pairs_in_batch": pairs} for batch in batches], words
+
+
+def test_uneven_pairs_and_words_are_exact_when_the_pairs_are_counted(tmp_path):
+    generator = torch.Generator().manual_seed(6)
+    ids = torch.randint(1, VOCABULARY, (8, LENGTH), generator=generator)
+    labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) > 0.3, -100)
+    rows = Rows(input_ids=ids, labels=labels, next_sentence_label=torch.tensor([0, 1, -100, 1, 0, -100, -100, 1]))
+    large, large_loss = train_once("MegatronBertForPreTraining", rows, 8, 1, tmp_path / "large", PairTrainer)
+    small, small_loss = train_once("MegatronBertForPreTraining", rows, 2, 4, tmp_path / "small", PairTrainer)
+    assert small_loss == pytest.approx(large_loss, abs=2e-4)
+    for key, value in large.items():
+        assert_near(small[key], value)
+
+
+def test_spans_outside_of_rows_are_exact_when_the_rows_are_counted():
+    model = make("MegatronBertForQuestionAnswering").eval()
+    ids = torch.randint(1, VOCABULARY, (4, LENGTH))
+    starts = ends = torch.tensor([1, 2, LENGTH + 5, 3])
+    whole = model(ids, start_positions=starts, end_positions=ends).loss
+    parts = [
+        model(ids[part], start_positions=starts[part], end_positions=ends[part], num_items_in_batch=3).loss
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    assert_near(sum(parts), whole)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_mask_of_another_length_is_refused_though_it_forbids_nothing(ids, kernel):
+    model = make("MegatronBertModel", attn_implementation=kernel).eval()
+    for shape in ((len(ids), 5), (1, 1), (len(ids), LENGTH, LENGTH + 1), (len(ids), 1, 3, LENGTH)):
+        with pytest.raises(ValueError, match=r"attention_mask of shape .* does not fit 12 tokens"):
+            model(ids[:, :12], attention_mask=torch.ones(shape, dtype=torch.long))
+
+
+def test_kernels_that_cannot_train_here_are_named():
+    from megabert.models.bert.config import check_kernel
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    check_kernel("auto", cpu, 0.1)
+    check_kernel("flex", gpu, 0.0)
+    for kernel in ("flex", "flash"):
+        with pytest.raises(ValueError, match=f"--attention-implementation: {kernel} trains on a GPU only"):
+            check_kernel(kernel, cpu, 0.0)
+    with pytest.raises(ValueError, match="--attention-dropout 0"):
+        check_kernel("flex", gpu, 0.1)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -324,8 +325,51 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged: its SHA-256"):
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged: its SHA-256.*there is no whole one beside it"):
         trainer(tmp_path).fit()
+
+
+def test_a_damaged_checkpoint_with_a_whole_one_before_it(tmp_path):
+    trainer(tmp_path, save_interval=5, exit_interval=10).fit()
+    (find(tmp_path) / "optimizer.safetensors").write_bytes(b"")
+    whole = tmp_path / "checkpoints" / "step-00000005"
+    with pytest.raises(ValueError, match=f"optimizer.safetensors is damaged: .*; .* --load {whole} goes on from it"):
+        trainer(tmp_path).fit()
+    assert trainer(tmp_path, load=whole).fit().finished
+
+
+def test_nothing_is_written_before_the_checkpoint_is_accepted(tmp_path):
+    calls: list[str] = []
+    with pytest.raises(ValueError, match="there is no folder"):
+        trainer(tmp_path / "new", load=tmp_path / "nowhere").fit(lambda: calls.append("written"))
+    assert not calls and not (tmp_path / "new").exists()
+    trainer(tmp_path, identity={"data": "a"}, exit_interval=10).fit(lambda: calls.append("written"))
+    assert calls == ["written"]
+    with pytest.raises(ValueError, match="another data"):
+        trainer(tmp_path, identity={"data": "b"}).fit(lambda: calls.append("again"))
+    assert calls == ["written"]
+
+
+def test_a_run_past_its_end_is_refused(tmp_path):
+    trainer(tmp_path, train_iters=10).fit()
+    with pytest.raises(ValueError, match="is at step 10, past the 4 steps that are asked for now; ask for 10 or more"):
+        trainer(tmp_path, train_iters=4).fit()
+    assert trainer(tmp_path, train_iters=10).fit().finished
+
+
+class BlindObjective(ToyObjective):
+    """Sees every validation loss as not a number."""
+
+    def sums(self, outputs, batch):
+        return {name: total * float("nan") for name, total in super().sums(outputs, batch).items()}
+
+
+def test_a_validation_loss_that_is_not_a_number_is_never_the_best(tmp_path):
+    outcome = trainer(tmp_path, objective=BlindObjective(), train_iters=3, on_nan="skip", eval_interval=1).fit()
+    assert outcome.finished and outcome.evaluation is not None and math.isnan(outcome.evaluation.loss)
+    assert not (tmp_path / "checkpoints" / "best").exists()
+    lines = [record for record in read_lines(tmp_path / "metrics.jsonl") if "valid_loss" in record]
+    assert len(lines) == 3 and all(line["valid_loss"] is line["valid_perplexity"] is None for line in lines)
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path, monkeypatch):

@@ -134,6 +134,49 @@ def test_where_a_run_begins(tmp_path):
         resume.beginning(Checkpoints(tmp_path / "new"), tmp_path / "nowhere")
 
 
+def test_a_lost_pointer_does_not_begin_the_run_again(tmp_path):
+    own = Checkpoints(tmp_path / "checkpoints", keep_last=0)
+    first, second, third = (own.save(step, snapshot()) for step in (1, 2, 3))
+    (own.folder / "latest").unlink()
+    (third / "state.json").unlink()
+    said: list[str] = []
+    for load in (None, tmp_path, own.folder, tmp_path / "nowhere else"):
+        if load is None or load.exists():
+            assert resume.beginning(own, load, said.append) == (second, True)
+    assert "latest is missing: the newest whole checkpoint is step-00000002" in said[0]
+    assert resume.beginning(own, first, said.append) == (first, True)
+    with pytest.raises(ValueError, match=f"latest is missing; .*--load {second} goes on from it"):
+        find(tmp_path)
+    for path in (first, second):
+        (path / "checksums.json").write_text("{}")
+    with pytest.raises(ValueError, match="none of the 3 checkpoints is whole"):
+        resume.beginning(own, None)
+
+
+def test_a_pointer_to_nothing_names_the_newest_whole_one(tmp_path):
+    own = Checkpoints(tmp_path / "checkpoints", keep_last=0)
+    first, second = own.save(1, snapshot()), own.save(2, snapshot())
+    shutil.rmtree(second)
+    with pytest.raises(ValueError, match=f"the newest whole one is step-00000001: --load {first} goes on from it"):
+        resume.beginning(own, None)
+    assert resume.beginning(own, first) == (first, True)
+    shutil.rmtree(first)
+    with pytest.raises(ValueError, match="there is no whole one beside it: start again with another --save folder"):
+        resume.beginning(own, None)
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    made = tmp_path / "new" / "run"
+    with pytest.raises(ValueError, match="refused"), Checkpoints(made / "checkpoints").alone():
+        raise ValueError("refused")
+    assert not (tmp_path / "new").exists()
+    made.mkdir(parents=True)
+    (made / "kept").touch()
+    with pytest.raises(ValueError, match="refused"), Checkpoints(made / "checkpoints").alone():
+        raise ValueError("refused")
+    assert files(made) == {"kept"}
+
+
 def test_a_folder_is_one_process_s(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     with checkpoints.alone():
@@ -228,9 +271,12 @@ def test_another_model_is_refused_by_name_and_shape(tmp_path):
 
 
 def test_other_data_is_refused(tmp_path):
-    snapshots.check_identity({"tokenizer": "a", "new": "x"}, {"tokenizer": "a", "old": "y"}, tmp_path)
-    with pytest.raises(ValueError, match="another tokenizer: b there, a here"):
-        snapshots.check_identity({"tokenizer": "a"}, {"tokenizer": "b"}, tmp_path)
+    snapshots.check_identity({"tokenizer": "a", "new": "x"}, {"tokenizer": "a", "old": "y"}, tmp_path, own=True)
+    with pytest.raises(ValueError, match="another tokenizer: b there, a here; give the same, or --finetune to take"):
+        snapshots.check_identity({"tokenizer": "a"}, {"tokenizer": "b"}, tmp_path, own=False)
+    # Of the run's own checkpoints --finetune takes nothing: another folder must be named.
+    with pytest.raises(ValueError, match=f"another --save folder with --load {tmp_path} --finetune"):
+        snapshots.check_identity({"tokenizer": "a"}, {"tokenizer": "b"}, tmp_path, own=True)
 
 
 @pytest.mark.parametrize("name", ["adam", "lamb", "sgd"])

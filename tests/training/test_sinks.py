@@ -78,7 +78,13 @@ def test_tensorboard_events(tmp_path):
     assert [event.step for event in events.Scalars("validation/lm_accuracy")] == [100]
 
 
-def test_lines_that_are_no_records_end_the_reading(tmp_path):
+def test_damaged_lines_are_left_out_and_said(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n[1]\n{"step": 2}\n')
-    assert read_lines(path) == [{"step": 1}]
+    path.write_bytes(b'{"step": 1}\n[1]\n{"step": 2}\n\xff\x00\n{"step": 3}\n{"st')
+    assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+    said: list[str] = []
+    JsonLines(path, after=2, say=said.append).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert [line.removeprefix(f"{path}: ") for line in said] == [
+        "line 2 is damaged and is left out", "line 4 is damaged and is left out",
+    ]  # fmt: skip

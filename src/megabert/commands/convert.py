@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from megabert import config as configuration
 from megabert.config import option
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ class SourceOptions:
         None, "added to the variance in each LayerNorm; left out, what the file says, or 1e-5", above=0, example="1e-12"
     )
     config_file: Path | None = option(
-        None, "a JSON file whose fields win over those of the config that was found", metavar="FILE",
-        example="config.json",
+        None,
+        "a JSON file (Transformers' config.json, or NeMo's with hidden-size and its like) whose fields win over those "
+        "of the config that was found, where the weights allow it", metavar="FILE", example="config.json",
     )  # fmt: skip
     tokenizer: str | None = option(
-        None, "tokenizer to put beside the model: a path, or a name", metavar="PATH|NAME", example="bert-large-uncased"
-    )
+        None, "tokenizer to put beside the model: a path (of a vocab.txt, say), or a name", metavar="PATH|NAME",
+        example="bert-large-uncased", aliases=("vocab-file",),
+    )  # fmt: skip
     print_checkpoint_structure: bool = option(False, "print the name, shape and type of every tensor")
 
 
@@ -92,7 +95,7 @@ class TargetOptions:
     )
     optimizer: bool = option(True, "convert the optimizer's state where both formats have it; --no-optimizer drops it")
     verify: bool = option(False, "run both sides on fixed inputs, and compare the logits")
-    overwrite: bool = option(False, "replace TARGET")
+    overwrite: bool = option(False, "replace TARGET, when it is a checkpoint and nothing else")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,11 @@ class Config(SourceOptions, TargetOptions):
     target: Path = option(dataclasses.MISSING, "folder or file to write", positional=True)
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, shown: Path | None = None) -> None:
     """Read, change what was asked for, write, and compare.
+
+    Args:
+        shown: what the target is called in what is printed; None: its path.
 
     Raises:
         ValueError, OSError: the source is damaged or unknown, the model does not fit the target, or TARGET exists.
@@ -112,11 +118,12 @@ def run(config: Config) -> None:
     from megabert.formats import checkpoints, target
 
     begin = time.monotonic()
-    chosen = config.to or ("nemo" if config.target.suffix == ".nemo" else "huggingface")
+    chosen = config.to or checkpoints.format_of_name(config.target)
+    _refuse_without_effect(config, chosen)
     choices = _choices(config, chosen)
-    target.refuse_existing(config.target, overwrite=config.overwrite)
     if Path(config.source).exists():
         target.keep_sources([Path(config.source)], config.target)
+    target.refuse_existing(config.target, overwrite=config.overwrite)
     checkpoint = read(config)
     print(summary(checkpoint))
     for note in checkpoint.notes:
@@ -127,7 +134,7 @@ def run(config: Config) -> None:
     notes = checkpoints.save_checkpoint(checkpoint, config.target, format=chosen, overwrite=config.overwrite, **choices)
     for note in notes:
         print(f"  note: {note}")
-    print(f"written: {config.target} ({chosen}) in {time.monotonic() - begin:.1f} s")
+    print(f"written: {shown or config.target} ({chosen}) in {time.monotonic() - begin:.1f} s")
     if config.verify:
         _verify(checkpoint, config)
 
@@ -138,36 +145,42 @@ def read(config: SourceOptions) -> Checkpoint:
     Raises:
         ValueError, OSError: as `open_checkpoint`.
     """
-    from megabert.formats import checkpoints
+    from megabert.formats import checkpoints, sizes
 
+    changes, notes = _overrides(config)
     checkpoint = checkpoints.open_checkpoint(
         config.source,  # type: ignore[attr-defined]
-        heads=config.num_attention_heads, order=config.assume_qkv_layout,
+        heads=changes.get("num_attention_heads"), order=config.assume_qkv_layout,
         optimizer=getattr(config, "optimizer", False),
     )  # fmt: skip
-    changed = {**checkpoint.config, **_overrides(config)}
-    checkpoint = dataclasses.replace(checkpoint, config=changed)
+    changed = {**checkpoint.config, **changes}
+    if changes:
+        where = str(config.config_file or "the flags")
+        sizes.check_named(where, changed, checkpoint.tensors, checkpoint.family)
+    checkpoint = dataclasses.replace(checkpoint, config=changed, notes=(*checkpoint.notes, *notes))
     if config.tokenizer is not None:
         checkpoint = dataclasses.replace(checkpoint, vocabulary=_tokenizer(config.tokenizer))
     return _resized(checkpoint, config)
 
 
-def _overrides(config: SourceOptions) -> dict[str, Any]:
-    from megabert.formats.json_file import read_object
+def _overrides(config: SourceOptions) -> tuple[dict[str, Any], list[str]]:
+    """Fields of our config that win, and notes."""
+    from megabert.formats import config_file
     from megabert.formats.megatron_arguments import TANH_GELU
 
     changes: dict[str, Any] = {}
+    notes: list[str] = []
     if config.config_file is not None:
-        changes = read_object(config.config_file)
-        for name in ("architectures", "model_type", "transformers_version", "vocab_size", "dtype", "torch_dtype"):
-            changes.pop(name, None)
+        changes, notes = config_file.read(config.config_file)
     if config.gelu is not None:
         changes["hidden_act"] = TANH_GELU if config.gelu == "tanh" else "gelu"
     if config.layernorm_epsilon is not None:
         changes["layer_norm_eps"] = config.layernorm_epsilon
-    if config.num_attention_heads is not None:
-        changes["num_attention_heads"] = config.num_attention_heads
-    return changes
+    heads = config.num_attention_heads
+    if heads is not None and changes.setdefault("num_attention_heads", heads) != heads:
+        raise ValueError(f"--num-attention-heads {heads}, but {config.config_file} says "
+                         f"{changes['num_attention_heads']}; leave out one of them")  # fmt: skip
+    return changes, notes
 
 
 def _tokenizer(name: str) -> dict[str, bytes]:
@@ -197,20 +210,43 @@ def _resized(checkpoint: Checkpoint, config: SourceOptions) -> Checkpoint:
     return checkpoint if size is None else checkpoints.with_vocabulary(checkpoint, size)
 
 
-def _choices(config: Config, chosen: str) -> dict[str, Any]:
-    """What the target's `write` takes.
+_RANKED = ("megatron", "megatron-core", "nemo")
+_USED_BY = {
+    "tensor_model_parallel_size": _RANKED, "pipeline_model_parallel_size": _RANKED,
+    "virtual_pipeline_model_parallel_size": ("megatron",), "make_vocab_size_divisible_by": _RANKED,
+    "megatron_era": ("megatron",), "ckpt_format": ("megatron-core",), "transformer_impl": ("megatron-core",),
+    "nemo_generation": ("nemo",), "nemo_ranks": ("nemo",), "max_shard_size": ("huggingface",),
+    "safe_serialization": ("huggingface",),
+}  # fmt: skip
+
+
+def _refuse_without_effect(config: Config, chosen: str) -> None:
+    """Refuse flags that the target has no use for.
 
     Raises:
-        ValueError: a flag that the target has no use for.
+        ValueError: there is one; says which target has.
     """
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    for name, formats in _USED_BY.items():
+        if chosen in formats or getattr(config, name) == defaults[name]:
+            continue
+        flag = f"--{'no-' if defaults[name] is True else ''}{configuration.flag_name(name)}"
+        if formats == ("huggingface",):
+            raise ValueError(f"{flag} is for a Transformers folder; leave it out")
+        raise ValueError(f"{flag} has no effect on {chosen}: give --to {' or '.join(formats)}, or leave it out")
+    if chosen == "megatron-core" and config.ckpt_format == "torch_dist" and config.transformer_impl == "local":
+        raise ValueError("--transformer-impl local has no effect on torch_dist, which has one spelling of names; give "
+                         "--ckpt-format torch too")  # fmt: skip
+    if not config.safe_serialization and config.max_shard_size != defaults["max_shard_size"]:
+        raise ValueError("--max-shard-size has no effect with --no-safe-serialization, which writes one file")
+
+
+def _choices(config: Config, chosen: str) -> dict[str, Any]:
+    """What the target's `write` takes."""
     ranks = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
     if chosen == "huggingface":
-        if ranks != (1, 1) or config.virtual_pipeline_model_parallel_size != 1:
-            raise ValueError("--tensor-model-parallel-size and its like are for Megatron's formats; give --to megatron")
         container = "safetensors" if config.safe_serialization else "torch"
         return {"shard_bytes": int(config.max_shard_size * 1e9), "container": container}
-    if not config.safe_serialization:
-        raise ValueError("--no-safe-serialization is for a Transformers folder; leave it out")
     if chosen == "megatron":
         from megabert.formats.megatron_write import Layout
 
@@ -219,8 +255,6 @@ def _choices(config: Config, chosen: str) -> dict[str, Any]:
             era=config.megatron_era, divisible_by=config.make_vocab_size_divisible_by,
         )  # fmt: skip
         return {"layout": layout}
-    if config.virtual_pipeline_model_parallel_size != 1:
-        raise ValueError("--virtual-pipeline-model-parallel-size is for --to megatron alone")
     if chosen == "megatron-core":
         from megabert.formats import megatron_core_write
 
@@ -261,6 +295,6 @@ def _verify(checkpoint: Checkpoint, config: Config) -> None:
     largest, each = verify.largest_difference(checkpoint, written)
     shown = ", ".join(f"{name} {value:.2g}" for name, value in each.items())
     print(f"verified: largest difference of the logits {largest:.2g} ({shown})")
-    if largest > verify.LIMIT:
-        raise ValueError(f"{config.target}: its logits differ by {largest:.2g} from those of the source, more than "
+    if not largest <= verify.LIMIT:
+        raise ValueError(f"the logits of what was written differ by {largest:.2g} from those of the source, more than "
                          f"{verify.LIMIT:g}")  # fmt: skip

@@ -157,8 +157,9 @@ def _run_one(config: Config, folder: Path) -> dict[str, Any] | None:
         patience=config.patience, group=config.group_by_length, batch_tokens=config.eval_batch_tokens,
         identity=_identity(config, task, tokenizer),
     )  # fmt: skip
-    configuration.save(config, folder / "run.toml", comment=f"megabert finetune --config {folder / 'run.toml'}")
-    outcome = tuning.fit()
+    # Another run's folder keeps its run.toml: it is written once the checkpoint there was found to fit.
+    comment = f"megabert finetune --config {folder / 'run.toml'}"
+    outcome = tuning.fit(lambda: configuration.save(config, folder / "run.toml", comment=comment))
     if not outcome.finished:
         return None
     finished = tuning.best(calibrate=config.null_threshold is None)

@@ -62,7 +62,7 @@ def run(config: Config) -> None:
     from megabert.formats.open import look
 
     path = config.path
-    if not path.exists() and named.is_name(str(path)):
+    if named.stands_for(path):
         path = named.resolve(str(path), progress=download.show_progress(str(path))).path
     found = look(path)
     if found.kind == "model" and not any(found.path.glob("*.safetensors")):

@@ -43,7 +43,9 @@ class Config:
         dataclasses.MISSING, "fill-mask: the words at each [MASK]; next-sentence: whether TEXT-PAIR follows TEXT; or "
         "left out, for a fine-tuned model", positional=True,
     )  # fmt: skip
-    path: str | None = option(None, "a run folder, or a Transformers folder", positional=True)
+    path: str | None = option(
+        None, "a run folder, a Transformers folder, a checkpoint of any format, or a name", positional=True
+    )
     text: tuple[str, ...] = option((), "one text or several", example='"The capital of France is [MASK]."')
     text_pair: tuple[str, ...] = option((), "where two texts are needed: the second ones, as many as --text has")
     input: Path | None = option(
@@ -75,10 +77,10 @@ def run(config: Config) -> None:
     if config.text_pair and config.task != "next-sentence":
         raise ValueError("--text-pair is for next-sentence; fill-mask takes --text only")
     questions = _questions(config)
-    from megabert.formats.open import model_folder
+    from megabert.formats.open import find_model
 
     place = Path(config.path)
-    model_folder(place)  # a wrong path is told before torch is read and the input waited for
+    find_model(place)  # a wrong path is told before torch is read and the input waited for
     first = next(questions, None)
     if first is None:
         raise ValueError("there is no text: give --text, --input FILE, or lines on standard input")

@@ -10,6 +10,8 @@ The same command again goes on from the newest checkpoint of its run folder.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from megabert.data.sources import Named
     from megabert.tokenization.word_piece import WordPiece
     from megabert.training.loop import Trainer
+
+_CUTTING = ("split", "seq_length", "mask_prob", "max_preds_per_seq", "short_seq_prob", "masking", "pack")
+"""Options that decide which rows the data gives."""
 
 SUMMARY = "train a Megatron BERT from text or indexed files"
 
@@ -62,15 +67,22 @@ def run(config: Config) -> None:
     import torch
 
     from megabert.data.collate import trimmed
+    from megabert.models.bert.config import check_kernel
     from megabert.models.losses import PretrainingObjective
+    from megabert.training import resume
     from megabert.training.loader import stacked
     from megabert.training.loop import Trainer
+    from megabert.training.scaler import nothing_learned
+
+    device = _device(config)
+    check_kernel(config.attention_implementation, device, config.attention_dropout)
+    # A --load that is not there is said now, not after the text was tokenized.
+    resume.beginning(resume.Checkpoints(folder / "checkpoints"), config.load, say=lambda _: None)
 
     cache = config.data_cache_path or folder.parent / "cache"
     named = _named(config, cache)
     tokenizer = _tokenizer(config, named["train_data"], folder)
     sources, sets = _data(config, named, tokenizer, cache)
-    device = _device(config)
     torch.manual_seed(config.seed)
     model = _model(config, tokenizer)
     trainer = Trainer(
@@ -80,19 +92,26 @@ def run(config: Config) -> None:
         stack=stacked if config.pack or config.compile else trimmed,
     )  # fmt: skip
 
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder / "tokenizer")
-    configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")
     for line in _describe(model, tokenizer, sets, config, device):
         print(line, flush=True)
-    outcome = trainer.fit()
+    outcome = trainer.fit(accepted=lambda: _write_settings(config, tokenizer, folder))
+    if outcome.step and not trainer.progress.learned:
+        print(nothing_learned(outcome.step, trainer.train_step.scaler.scale), flush=True)
     if outcome.finished:
-        _test(trainer, sets, sources["train_data"], config, folder)
+        _test(trainer, sets, sources, config, folder)
     _export(model, trainer, tokenizer, config.pairs != "none", folder)
+
+
+def _write_settings(config: Config, tokenizer: WordPiece, folder: Path) -> None:
+    """The first that is written into a run folder: the run has begun, or goes on with what is there."""
+    tokenizer.save(folder / "tokenizer")
+    configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")
 
 
 def _check(config: Config) -> None:
     """What no single flag shows, before any work is done."""
+    from megabert.data.blend import parse_split
+    from megabert.data.masking import check_share
     from megabert.training.batch_sizes import counts_passes
     from megabert.training.options import check_precision
     from megabert.training.schedule import make_schedule, make_weight_decay
@@ -107,7 +126,9 @@ def _check(config: Config) -> None:
         make_weight_decay(config)
     if not config.train_data:
         raise ValueError("--train-data is missing: name text files, prefixes of indexed data, or builtin")
-    config.of("valid_data")
+    parse_split(config.split)
+    for data in (config, config.of("valid_data")):
+        check_share(data.mask_prob, data.seq_length)
     for flag, length in (("--seq-length", config.seq_length), ("--eval-seq-length", config.eval_seq_length or 0)):
         if length > config.max_position_embeddings:
             raise ValueError(
@@ -129,7 +150,7 @@ def _check_folder(config: Config, folder: Path) -> None:
     """Refuse a run folder that holds a model of another shape, before anything is written into it."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--save: {folder} is a file, not a folder")
-    if not (folder / "checkpoints" / "latest").is_file() or not (folder / "run.toml").is_file():
+    if not any((folder / "checkpoints").glob("step-*")) or not (folder / "run.toml").is_file():
         return
     before = configuration.load(Config, folder / "run.toml")
     for field in dataclasses.fields(ModelOptions):
@@ -175,18 +196,14 @@ def _data(
     """Indexed data for each flag, and the rows made of it."""
     from megabert.data import sources
     from megabert.data.blend import make_sets
-    from megabert.training.batch_sizes import counts_passes, rows_in_run
-    from megabert.training.options import evaluation_rows_of
 
     indexed = {
         field: sources.index(what, tokenizer, config.of(field), cache=cache, workers=config.workers) if what else []
         for field, what in named.items()
     }
-    evaluated = evaluation_rows_of(config)
     sets = make_sets(
         config, tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
         test=indexed["test_data"],
-        num_samples=(None if counts_passes(config) else rows_in_run(config), evaluated, evaluated),
     )  # fmt: skip
     return indexed, sets
 
@@ -195,13 +212,12 @@ def _identity(config: Config, tokenizer: WordPiece, indexed: dict[str, list[Sour
     """What a run is made of: its checkpoints go on with nothing else."""
     from megabert.data import sources
 
-    cutting = ("split", "seq_length", "mask_prob", "max_preds_per_seq", "short_seq_prob", "masking", "pack")
     return {
         "tokenizer": tokenizer.fingerprint()[:16],
         "data": sources.digest(indexed["train_data"]),
         "seed": str(config.seed),
         "pair task": config.pairs,
-        **{name.replace("_", " "): str(getattr(config, name)) for name in cutting},
+        **{name.replace("_", " "): str(getattr(config, name)) for name in _CUTTING},
     }
 
 
@@ -247,29 +263,48 @@ def _describe(
     yield f"run folder: {config.save}"
 
 
-def _test(trainer: Trainer, sets: DataSets, train: list[Source], config: Config, folder: Path) -> None:
+def _test(trainer: Trainer, sets: DataSets, sources: dict[str, list[Source]], config: Config, folder: Path) -> None:
     """Measure the finished model on the documents that training never saw, beside the guess that knows no context."""
     from megabert.data import baseline
     from megabert.training.options import evaluation_rows_of
     from megabert.training.sinks import JsonLines, read_lines
 
     rows = sets.test if sets.test is not None else sets.valid
-    if any("test_lm_loss" in line for line in read_lines(folder / "metrics.jsonl")):
-        return  # the run was finished before
+    step, identity = trainer.progress.step, _identity_of_test(config, sources)
+    for line in read_lines(folder / "metrics.jsonl"):
+        if line["step"] == step and line.get("test_identity") == identity:
+            return  # the run was finished before, and asks for the same test
     evaluation = trainer.evaluate(rows) if rows is not None and config.eval_iters else None
     if rows is None or evaluation is None:
         return
     record = evaluation.record("test")
     limit = evaluation_rows_of(config)
-    record["test_lm_unigram_accuracy"] = baseline.unigram_accuracy(baseline.commonest_token(train), rows, limit)
-    metrics = JsonLines(folder / "metrics.jsonl", after=trainer.progress.step)
-    metrics.write({"step": trainer.progress.step, **record})
+    record["test_lm_unigram_accuracy"] = baseline.unigram_accuracy(
+        baseline.commonest_token(sources["train_data"]), rows, limit
+    )
+    metrics = JsonLines(folder / "metrics.jsonl", after=step)
+    metrics.write({"step": step, **record, "test_identity": identity})
     metrics.close()
+    if "test_lm_loss" not in record:
+        print(f"test: none of the {min(limit, len(rows))} rows has a masked token", flush=True)
+        return
     print(
         f"test: lm loss {record['test_lm_loss']:.4f}, perplexity {record['test_perplexity']:.2f}, masked tokens right: "
         f"{record['test_lm_accuracy']:.1%} (by guessing the commonest one: {record['test_lm_unigram_accuracy']:.1%})",
         flush=True,
     )
+
+
+def _identity_of_test(config: Config, sources: dict[str, list[Source]]) -> str:
+    """A short name for what is asked in a test: the same model gives the same result to it."""
+    from megabert.data import sources as data
+    from megabert.training.options import evaluation_rows_of
+
+    options = config.of("test_data")
+    cutting = [getattr(options, name) for name in _CUTTING]
+    digests = [data.digest(part) for part in sources.values()]
+    asked = [digests, evaluation_rows_of(config), config.seed, config.pairs, cutting]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
 def _export(
@@ -283,6 +318,8 @@ def _export(
     exported = (MegatronBertForPreTraining if paired else MegatronBertForMaskedLM)(model.config)
     exported.load_state_dict(trainer.train_step.weights.state_dict())
     huggingface.write(exported, tokenizer, folder / "model")
+    for setting in huggingface.foreign_settings(exported.config):
+        print(f"warning: {folder / 'model'} is for megabert; plain Transformers computes other numbers: {setting}")
     print(
         f"model: {folder / 'model'} (a Transformers folder); metrics.jsonl, loss.png, checkpoints: {folder}", flush=True
     )

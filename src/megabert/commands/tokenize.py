@@ -84,11 +84,15 @@ def run(config: Config) -> None:
     if config.dataset_impl != "mmap":
         raise ValueError(f"--dataset-impl: {config.dataset_impl!r} is not written; only mmap is")
 
+    from megabert.corpora import sentences
     from megabert.data.encoding import Reading
     from megabert.data.indexed import with_suffix
     from megabert.data.preprocess import tokenize
     from megabert.tokenization.named import open_tokenizer
 
+    said = sentences.remark(config.lang) if config.split_sentences and not config.presplit_sentences else ""
+    if said:
+        print(said, file=sys.stderr, flush=True)
     tokenizer = open_tokenizer(config)
     if tokenizer is None:
         raise ValueError(

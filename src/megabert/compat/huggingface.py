@@ -55,7 +55,7 @@ def run(config: Config) -> None:
             source=config.path_to_checkpoint, target=made, to="huggingface", optimizer=False, verify=config.verify,
             vocab_size=config.vocab_size, safe_serialization=False, **shared,
         )  # fmt: skip
-        convert.run(converted)
+        convert.run(converted, shown=folder)
         for file in sorted(made.iterdir(), key=lambda file: file.name == CONFIG):  # the config last: then all is there
             there = folder / file.name
             if file.name in (CONFIG, WEIGHTS) or not there.exists() or config.tokenizer is not None:

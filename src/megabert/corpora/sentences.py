@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
 from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without types)
+
+# Languages that the library has rules for; it reads others by those of a related one, or of English.
+LANGUAGES = frozenset(
+    "am ar bg bn ca da de el en es fi fr gu hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te uk".split()
+)
+
+
+def remark(language: str) -> str:
+    """What a user should know about the rules for a language; empty when it has its own.
+
+    Raises:
+        ValueError: not the code of a language.
+    """
+    if not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]{2,8})*", language, re.ASCII | re.IGNORECASE):
+        raise ValueError(f"--lang: {language!r} is not the code of a language, such as en or de (ISO 639)")
+    if language in LANGUAGES:
+        return ""
+    return (
+        f"--lang {language}: there are no rules of its own for this code, so those of a related language or of English "
+        f"find the sentence ends; codes with rules: {', '.join(sorted(LANGUAGES))}"
+    )
 
 
 def split(text: str, language: str = "en", *, presplit: bool = False) -> list[str]:
@@ -11,7 +34,8 @@ def split(text: str, language: str = "en", *, presplit: bool = False) -> list[st
     A line break always ends a sentence: it ends a paragraph, or a sentence of a corpus that is split already.
 
     Args:
-        language: code of two or three letters (ISO 639); one without rules of its own is read by those of English.
+        language: code of two or three letters (ISO 639); one that is not in `LANGUAGES` is read by the rules of a
+            related one, or of English.
         presplit: lines are sentences; look no further (`--presplit-sentences` of Megatron).
     """
     sentences: list[str] = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from megabert.data.indexed import IndexedData
 from megabert.data.options import DataOptions
-from megabert.data.packing import LONGEST_PACKED, PackedSampleSet
+from megabert.data.packing import PackedSampleSet
 from megabert.data.pairs import LONGEST_SENTENCE
 from megabert.data.samples import Row, RowShape, SampleSet, Vocabulary
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # The greedy choice is written down for so many samples and then begins again: weights are kept to one in a million.
 _BLEND_PERIOD = 1 << 20
+_BLEND_BEGIN = 1 << 14  # more is written down when it is asked for
 _FIELDS = ("train_data", "valid_data", "test_data")
 _NAMES = ("training data", "validation data", "test data")
 
@@ -120,29 +121,38 @@ def blend(weights: Sequence[float], count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 class BlendedSet:
-    """Rows of several data sets, mixed by weight. Row i is a function of (seed, i); `len` as asked for."""
+    """Rows of several data sets, mixed by weight. Row i is a function of (seed, i).
 
-    def __init__(self, sets: Sequence[SampleSet | PackedSampleSet], weights: Sequence[float], length: int) -> None:
+    `len` is one pass: the rows until the first of the sets was read once.
+    """
+
+    def __init__(self, sets: Sequence[SampleSet | PackedSampleSet], weights: Sequence[float]) -> None:
         """Mix `sets` (at most 256); their rows are given the largest of their shapes."""
         assert len(sets) == len(weights) <= 256
         self.shape = RowShape(*(max(sizes) for sizes in zip(*(part.shape for part in sets), strict=True)))
         self.sets = [part.reshaped(self.shape) for part in sets]
         self.weights = [weight / sum(weights) for weight in weights]
-        self._length = length
-        self._set_of, self._place_of = blend(self.weights, min(length, _BLEND_PERIOD))
-        self._taken = np.bincount(self._set_of, minlength=len(sets))
+        self._length = max(int(min(len(part) / weight for part, weight in zip(sets, self.weights, strict=True))), 1)
+        self._write_down(_BLEND_BEGIN)
+
+    def _write_down(self, count: int) -> None:
+        self._set_of, self._place_of = blend(self.weights, count)
+        self._taken = np.bincount(self._set_of, minlength=len(self.sets))
 
     def __len__(self) -> int:
-        """Rows that were asked for."""
+        """Rows of one pass."""
         return self._length
 
     def __iter__(self) -> Iterator[Row]:
-        """The rows in order."""
+        """The rows of one pass in order."""
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`; any index from 0 on."""
-        period, place = divmod(index, len(self._set_of))
+        period, place = divmod(index, _BLEND_PERIOD)
+        needed = _BLEND_PERIOD if period else place + 1
+        if needed > len(self._set_of):
+            self._write_down(min(max(needed, 4 * len(self._set_of)), _BLEND_PERIOD))
         number = int(self._set_of[place])
         return self.sets[number][int(self._place_of[place]) + period * int(self._taken[number])]
 
@@ -166,13 +176,10 @@ def make_set(
     *,
     seed: int,
     documents: tuple[int, int] | None = None,
-    num_samples: int | None = None,
     name: str = "training data",
 ) -> SampleSet | PackedSampleSet:
     """Rows of one indexed data set, packed when the options say so; arguments and errors as `SampleSet`."""
-    if options.pack and num_samples is not None:
-        num_samples = min(num_samples, LONGEST_PACKED)
-    samples = SampleSet(data, vocabulary, options, seed=seed, documents=documents, num_samples=num_samples, name=name)
+    samples = SampleSet(data, vocabulary, options, seed=seed, documents=documents, name=name)
     return PackedSampleSet(samples) if options.pack else samples
 
 
@@ -185,26 +192,14 @@ def _make_mixed(
     seed: int,
     shares: Sequence[float],
     number: int,
-    num_samples: int | None,
 ) -> RowSet:
     """The training (number 0), validation (1) or test (2) rows of several sources."""
-    total = sum(source.weight for source in sources)
     sets = []
     for source in sources:
-        data, weight = opened[source.path], source.weight / total
-        # Half a percent more than the share, as Megatron asks for: greedy mixing may run a little ahead.
-        wanted = None if num_samples is None else -int(-num_samples * weight * (1.005 if len(sources) > 1 else 1) // 1)
-        ranges = split_documents(data.num_documents, shares)
-        sets.append(
-            make_set(
-                data, vocabulary, options, seed=seed, documents=ranges[number], num_samples=wanted, name=_NAMES[number]
-            )
-        )
-    if len(sets) == 1:
-        return sets[0]
-    weights = [source.weight / total for source in sources]
-    once = int(min(len(part) / weight for part, weight in zip(sets, weights, strict=True)))
-    return BlendedSet(sets, weights, max(num_samples or once, 1))
+        data = opened[source.path]
+        documents = split_documents(data.num_documents, shares)[number]
+        sets.append(make_set(data, vocabulary, options, seed=seed, documents=documents, name=_NAMES[number]))
+    return sets[0] if len(sets) == 1 else BlendedSet(sets, [source.weight for source in sources])
 
 
 def _left_out(rows: RowSet) -> list[str]:
@@ -229,14 +224,12 @@ def make_sets(
     train: Sequence[Source],
     valid: Sequence[Source] = (),
     test: Sequence[Source] = (),
-    num_samples: tuple[int | None, int | None, int | None] = (None, None, None),
 ) -> DataSets:
     """The rows for training, validation and test.
 
     Args:
         train, valid, test: prefixes of indexed data. Without `valid` or `test` these are split off the training data by
             `options.split`; with them the whole of each is used, and its share of the split falls to the others.
-        num_samples: how many rows of each will be asked for; None: one epoch.
 
     Raises:
         ValueError: as `SampleSet` and `IndexedData`; of a validation or test share that only the split asked for, a
@@ -261,12 +254,7 @@ def make_sets(
             continue
         chosen = options.of(_FIELDS[number]) if separate else options
         try:
-            made.append(
-                _make_mixed(
-                    sources, opened, vocabulary, chosen, seed=seed, shares=portion, number=number,
-                    num_samples=num_samples[number],
-                )
-            )  # fmt: skip
+            made.append(_make_mixed(sources, opened, vocabulary, chosen, seed=seed, shares=portion, number=number))
         except ValueError as error:
             if separate or not number:
                 raise

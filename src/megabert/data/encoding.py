@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from megabert import runtime
 from megabert.corpora import sentences
 from megabert.corpora.chunks import Chunk, parse_chunk
 from megabert.corpora.document import BadLine
@@ -85,7 +85,6 @@ _encoder: Encoder | None = None  # of a worker process: a pool hands a task noth
 def _start_worker(tokenizer: Tokenizer, reading: Reading) -> None:
     global _encoder  # noqa: PLW0603
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the pool is the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = Encoder(tokenizer, reading)
 
@@ -117,7 +116,9 @@ def encode_all(
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, reading)) as pool:
         try:
             for number, chunk in chunks:
-                waiting.append((number, chunk, pool.submit(_encode, chunk)))
+                with runtime.signals_wait():  # a submitted chunk may start a process
+                    future = pool.submit(_encode, chunk)
+                waiting.append((number, chunk, future))
                 if len(waiting) >= 3 * workers:
                     first, begun, future = waiting.popleft()
                     yield first, begun, future.result()

@@ -53,6 +53,8 @@ def find_prefix(path: str | Path) -> Path | None:
     added `_text_sentence` (or `_text_document`).
     """
     path = Path(path)
+    if not path.name:
+        return None  # `.` or `/`
     candidates = [path.with_name(path.name + added) for added in ("", "_text_sentence", "_text_document")]
     if path.suffix in (".bin", ".idx"):
         candidates.insert(0, path.with_name(path.name[:-4]))

@@ -37,6 +37,21 @@ def quotas(tokens: np.ndarray, targets: np.ndarray, mask_prob: float, most: int)
     return np.minimum(wanted, most).astype(np.int64)
 
 
+def check_share(mask_prob: float, seq_length: int) -> None:
+    """Refuse a share that leaves nothing to predict, even in the longest sample.
+
+    Raises:
+        ValueError: names the least share that does.
+    """
+    tokens = seq_length - 3
+    if not quota(seq_length, tokens, mask_prob, seq_length):
+        least = math.ceil(1e4 / tokens) / 1e4
+        raise ValueError(
+            f"--mask-prob: {mask_prob:g} of the {tokens} tokens of a sample is less than one, so that nothing would be "
+            f"predicted; {least:g} is the least for samples of {seq_length}"
+        )
+
+
 def choose_tokens(candidates: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     """`count` of the `candidates`, each as likely: [chosen] int64, ascending."""
     return np.sort(generator.permutation(candidates)[:count])

@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megabert.data import masking
-from megabert.data.samples import Row, RowShape, SampleSet, assemble
+from megabert.data.samples import Row, RowShape, SampleSet, assemble, reordered
 
 WINDOW = 4096  # samples packed together
-LONGEST_PACKED = 1 << 20  # no epochs are added to so many samples: packing them takes some 10 seconds
+LONGEST_PACKED = (
+    1 << 18
+)  # so many samples are packed once, in some seconds; further passes take the rows in another order
 SHORTEST_PIECE = 16  # tokens with special ones; shorter gaps stay
 _TRIES = 8  # samples looked at for one that can be cut to a gap
 
@@ -187,32 +189,59 @@ def pack(table: np.ndarray, capacity: int, cutter: _Cutter, documents: np.ndarra
         yield _grow_into_gaps(one.pieces, one.room, cutter, documents)
 
 
-class PackedSampleSet:
-    """Rows of several samples each; otherwise as `SampleSet`, from whose map the samples come.
+class _Packed(NamedTuple):
+    """The rows of an epoch: row i holds the pieces from `borders[i]` to `borders[i + 1]`."""
 
-    `len` is the number of rows that the map fills; indices beyond it are valid and begin again with other masks.
+    pieces: np.ndarray  # [pieces, 4] int64, the columns of `_Piece`
+    borders: np.ndarray  # [rows + 1] int64
+
+
+class PackedSampleSet:
+    """Rows of several samples each; otherwise as `SampleSet`, from whose maps the samples come.
+
+    `len` is the number of rows that the first epoch fills; index i is found in its epoch as there. The first epoch also
+    sets the shape of the rows: where a later one has more samples or predictions in a row, the last of them are left
+    out.
     """
 
     def __init__(self, samples: SampleSet) -> None:
-        """Pack the whole map of `samples`."""
+        """Pack the first epoch of `samples`."""
         self.samples = samples
         self.seed, self.name, self.data, self.options = samples.seed, samples.name, samples.data, samples.options
-        capacity = samples.shape.positions
+        self._first = self._pack(0)
+        self._later = (0, self._first)
+        pieces, borders = self._first
+        predictions = np.add.reduceat(self._quotas(pieces), borders[:-1])
+        # A multiple of 8, rounded up: the most places to predict in any row.
+        most = -(-int(predictions.max()) // 8) * 8
+        self.shape = self._limits = RowShape(samples.shape.positions, most, int(np.diff(borders).max()))
+
+    def _pack(self, epoch: int) -> _Packed:
+        samples = self.samples
+        # Not kept in the object: workers are handed a copy of it.
         cutter = _Cutter(samples.data.sizes, 2 if samples.paired else 1, samples.specials)
-        table = np.column_stack([samples.map.astype(np.int64), samples.lengths()])
+        table = samples.map_of(epoch)
+        table = np.column_stack([table.astype(np.int64), samples.lengths(table)])
         numbers, borders = array("q"), array("q", [0])
-        for row in pack(table, capacity, cutter, samples.documents, samples.seed):
+        for row in pack(table, samples.shape.positions, cutter, samples.documents, samples.seed):
             numbers.extend(itertools.chain.from_iterable(row))
             borders.append(len(numbers) // 4)
-        self._pieces = np.frombuffer(numbers, np.int64).reshape(-1, 4)
-        self._borders = np.frombuffer(borders, np.int64)
-        self.shape = RowShape(capacity, self._most_predictions(), int(np.diff(self._borders).max()))
+        return _Packed(np.frombuffer(numbers, np.int64).reshape(-1, 4), np.frombuffer(borders, np.int64))
 
-    def _most_predictions(self) -> int:
-        """The most places to predict in any row, rounded up to a multiple of 8."""
-        most, share = self.samples.most_predictions, self.options.mask_prob
-        quotas = masking.quotas(self._pieces[:, 3], self._pieces[:, 2], share, most)
-        return -(-int(np.add.reduceat(quotas, self._borders[:-1]).max()) // 8) * 8
+    def _packed(self, epoch: int) -> _Packed:
+        """The rows of an epoch; those of the first for long ones."""
+        if epoch == 0 or self._is_long():
+            return self._first
+        if self._later[0] != epoch:
+            self._later = (epoch, self._pack(epoch))
+        return self._later[1]
+
+    def _is_long(self) -> bool:
+        return len(self.samples.map) > LONGEST_PACKED
+
+    def _quotas(self, pieces: np.ndarray) -> np.ndarray:
+        """Places to predict in each of [pieces, 4]."""
+        return masking.quotas(pieces[:, 3], pieces[:, 2], self.options.mask_prob, self.samples.most_predictions)
 
     def reshaped(self, shape: RowShape) -> PackedSampleSet:
         """The same rows in arrays of another, larger shape."""
@@ -221,8 +250,8 @@ class PackedSampleSet:
         return other
 
     def __len__(self) -> int:
-        """Rows that one pass over the map fills."""
-        return len(self._borders) - 1
+        """Rows that the first epoch fills."""
+        return len(self._first.borders) - 1
 
     def __iter__(self) -> Iterator[Row]:
         """The rows in order, once."""
@@ -230,20 +259,34 @@ class PackedSampleSet:
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`; any index from 0 on."""
-        again, place = divmod(index, len(self))
-        first, last = int(self._borders[place]), int(self._borders[place + 1])
-        shift = again * len(self._pieces)
-        parts = [self.samples.sample(self._pieces[number, :3], number + shift) for number in range(first, last)]
+        # Each sample of each row has a number of its own to draw by.
+        parts = [
+            self.samples.sample(piece[:3], (index << 16) + number) for number, piece in enumerate(self._row(index))
+        ]
         return assemble(parts, self.shape, self.samples.vocabulary.pad_id)
+
+    def _row(self, index: int) -> np.ndarray:
+        """[pieces, 4] of a row."""
+        epoch, place = divmod(index, len(self))
+        pieces, borders = self._packed(epoch)
+        rows = len(borders) - 1
+        at = reordered(place, rows, self.seed, epoch) if self._is_long() else place % rows
+        row = pieces[borders[at] : borders[at + 1]]
+        fitting = np.cumsum(self._quotas(row)) <= self._limits.predictions
+        row = row[: min(int(fitting.sum()), self._limits.samples)]
+        if not len(row):  # a single sample with more predictions than any row of the first epoch
+            pieces, borders = self._first
+            row = pieces[borders[place] : borders[place + 1]]
+        return row
 
     @property
     def fill(self) -> float:
         """Share of the positions that hold a token."""
-        return float(self._pieces[:, 3].sum() / (len(self) * self.shape.positions))
+        return float(self._first.pieces[:, 3].sum() / (len(self) * self.shape.positions))
 
     def describe(self, examples: int = 3) -> dict[str, Any]:
         """`SampleSet.describe`, with the rows, their fill and the mean number of samples in a row."""
-        lengths = self._pieces[:, 3]
+        lengths = self._first.pieces[:, 3]
         return {
             **self.samples.describe(examples),
             "rows": len(self),

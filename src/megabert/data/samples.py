@@ -8,6 +8,7 @@ in `masking.py`.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, np.ndarray]
 NO_LABEL = -100
-# No epochs are added to a map of so many samples: it begins again instead, with other masks.
+# So many samples are cut once; further passes read them in another order. Cutting more would take seconds each time.
 LONGEST_MAP = 1 << 22
 
 
@@ -96,12 +97,33 @@ def assemble(samples: list[Sample], shape: RowShape, pad_id: int) -> Row:
     return row
 
 
+def _seed_of(seed: int, epoch: int) -> int:
+    """The seed of an epoch's map, 32 bits; the first epoch's is Megatron's."""
+    return seed % (1 << 32) if epoch == 0 else int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def reordered(place: int, count: int, seed: int, epoch: int) -> int:
+    """Where place `place` of an epoch lies in the order of the first: each of `count` places once.
+
+    A stride through an order that is random already; a table of a new order would take memory in every process.
+    """
+    if epoch == 0:
+        return place
+    stride, offset = (
+        int(number) % count for number in np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
+    )
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return (place * stride + offset) % count
+
+
 class SampleSet:
     """Masked sentence pairs of a part of indexed data, one padded sample a row.
 
-    `len` is the length of the sample map: whole epochs, as many as `num_samples` asks for (Megatron's rule), one by
-    default. Indices beyond it are valid: the map begins again, and since masks and cuts depend on the index they are
-    new.
+    `len` is one pass: the samples of the first epoch. Index i is place i % len of epoch i // len, whose map of samples
+    is a function of (seed, epoch): other cuts in another order. So no row depends on how many will be read. An epoch
+    with more samples than the first leaves out the last of its order, one with fewer begins it again; masks depend
+    on the index.
     """
 
     def __init__(
@@ -112,14 +134,12 @@ class SampleSet:
         *,
         seed: int,
         documents: tuple[int, int] | None = None,
-        num_samples: int | None = None,
         name: str = "training data",
     ) -> None:
         """Make the map of samples.
 
         Args:
             documents: the documents from the first number up to, without, the second; all by default.
-            num_samples: how many samples will be asked for.
             name: what the data is for, used in errors.
 
         Raises:
@@ -138,22 +158,36 @@ class SampleSet:
         self.document_range = documents or (0, data.num_documents)
         self._check_documents()
         self._check_ids()
-        self.map = pairs.build_sample_map(
-            self.documents,
-            data.sizes,
-            # Megatron counts three special tokens with and without the pair task.
-            length=options.seq_length - 3,
-            short_seq_prob=options.short_seq_prob,
-            seed=seed % (1 << 32),
-            least_sentences=2 if self.paired else 1,
-            num_samples=min(num_samples, LONGEST_MAP) if num_samples is not None else None,
-        )
+        self.map = self._cut(0)
+        self._later = (0, self.map)
         if not len(self.map):
             raise ValueError(
                 f"{data.prefix}: no document of the {name} ({len(self.documents) - 1}) gives a sample: each has fewer "
                 f"than {2 if self.paired else 1} sentences or a sentence of over {pairs.LONGEST_SENTENCE} tokens"
                 + (" (--pair-task none trains on documents of one sentence)" if self.paired else "")
             )
+
+    def _cut(self, epoch: int) -> np.ndarray:
+        return pairs.build_sample_map(
+            self.documents,
+            self.data.sizes,
+            # Megatron counts three special tokens with and without the pair task.
+            length=self.options.seq_length - 3,
+            short_seq_prob=self.options.short_seq_prob,
+            seed=_seed_of(self.seed, epoch),
+            least_sentences=2 if self.paired else 1,
+        )
+
+    def map_of(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch in their order: [samples, 3] as `pairs.build_sample_map`, of the first for long ones.
+
+        The last epoch but the first that was asked for is kept: rows are read nearly in order.
+        """
+        if epoch == 0 or len(self.map) > LONGEST_MAP:
+            return self.map
+        if self._later[0] != epoch:
+            self._later = (epoch, self._cut(epoch))
+        return self._later[1]
 
     def _check_documents(self) -> None:
         first, last = self.document_range
@@ -196,7 +230,10 @@ class SampleSet:
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`; any index from 0 on."""
-        return assemble([self.sample(self.map[index % len(self.map)], index)], self.shape, self.vocabulary.pad_id)
+        epoch, place = divmod(index, len(self.map))
+        table = self.map_of(epoch)
+        place = reordered(place, len(self.map), self.seed, epoch) if len(table) > LONGEST_MAP else place % len(table)
+        return assemble([self.sample(table[place], index)], self.shape, self.vocabulary.pad_id)
 
     def documents_left_out(self) -> int:
         """Documents that give no sample: too few sentences, or one of several that is overlong."""

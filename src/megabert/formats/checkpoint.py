@@ -135,23 +135,34 @@ def _names_of(tensors: Mapping[str, LazyTensor]) -> set[str]:
     return {part for part, name in _PARTS.items() if name in tensors}
 
 
-def with_heads(checkpoint: Checkpoint, *, multiple_choice: bool = False) -> Checkpoint:
-    """The checkpoint with `architectures` and `add_binary_head` of its config by the parts that are there, and a note
-    for each part that is not."""
+def architecture(checkpoint: Checkpoint, *, multiple_choice: bool = False) -> str:
+    """The class of Transformers that has the parts that are there."""
     parts = checkpoint.parts
-    classifier = "classifier.weight" in checkpoint.tensors
-    if classifier:
-        name = "MegatronBertForMultipleChoice" if multiple_choice else "MegatronBertForSequenceClassification"
+    if "classifier.weight" in checkpoint.tensors:
+        name = "ForMultipleChoice" if multiple_choice else "ForSequenceClassification"
+    elif "question_answering" in parts:
+        name = "ForQuestionAnswering"
     elif "lm_head" in parts:
-        name = "MegatronBertForPreTraining" if {"binary_head", "pooler"} <= set(parts) else "MegatronBertForMaskedLM"
+        name = "ForPreTraining" if {"binary_head", "pooler"} <= set(parts) else "ForMaskedLM"
     elif "binary_head" in parts:
-        name = "MegatronBertForNextSentencePrediction"
+        name = "ForNextSentencePrediction"
     else:
-        name = "MegatronBertModel"
+        name = "Model"
+    return ("MegatronBert" if checkpoint.family == PRE_LAYERNORM else "Bert") + name
+
+
+def with_heads(checkpoint: Checkpoint, *, multiple_choice: bool = False) -> Checkpoint:
+    """The checkpoint with `architectures`, `add_binary_head` and `num_labels` of its config by the parts that are
+    there, and a note for each part that is not."""
+    parts = checkpoint.parts
+    classifier = checkpoint.tensors.get("classifier.weight")
+    name = architecture(checkpoint, multiple_choice=multiple_choice)
     config = {**checkpoint.config, "architectures": [name]}
-    if "lm_head" in parts:
-        config["add_binary_head"] = name == "MegatronBertForPreTraining"
-    wanted = ("pooler", "tokentypes") if classifier else ("lm_head", "binary_head", "pooler", "tokentypes")
+    if classifier is not None and not multiple_choice and classifier.shape:
+        config["num_labels"] = classifier.shape[0]
+    if "lm_head" in parts and checkpoint.family == PRE_LAYERNORM:
+        config["add_binary_head"] = name.endswith("ForPreTraining")
+    wanted = ("pooler", "tokentypes") if classifier is not None else ("lm_head", "binary_head", "pooler", "tokentypes")
     absent = [part for part in wanted if part not in parts]
     notes = checkpoint.notes
     if absent:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from megabert.formats import named, named_vocabulary
 from megabert.formats.checkpoint import Checkpoint
 from megabert.formats.table import Order, resize_vocabulary
 from megabert.formats.target import files_of, keep_sources
@@ -87,7 +88,7 @@ def open_checkpoint(
         ValueError: there is nothing, nothing known, or it is damaged; file and key are named.
         OSError: it cannot be read, or fetched.
     """
-    from megabert.formats import download, named
+    from megabert.formats import download
 
     place = named.resolve(source, progress=download.show_progress(str(source)))
     seen = _look(place.path)
@@ -100,13 +101,53 @@ def open_checkpoint(
     module = _module(READERS[found])
     assert module is not None
     wanted = {"heads": heads, "order": order, "optimizer": optimizer}
-    checkpoint = module.read(place.path, **_accepted(module.read, wanted))
+    accepted = _accepted(module.read, wanted)
+    if order is not None and "order" not in accepted:
+        raise ValueError(f"{place.path} is {TITLES[found]}, which holds query, key and value apart: there is no order "
+                         "of their rows to be told; leave out --assume-qkv-layout")  # fmt: skip
+    checkpoint = module.read(place.path, **accepted)
+    said = checkpoint.config["num_attention_heads"]
+    if heads is not None and heads != said:
+        raise ValueError(f"{place.path} tells of {said} attention heads, but {heads} were asked for; leave out "
+                         "--num-attention-heads, and num_attention_heads of a --config-file")  # fmt: skip
     files = (file.absolute() for file in files_of(whole))
     checkpoint = dataclasses.replace(checkpoint, sources=(place.path.absolute(), *files))
     if place.vocabulary is not None and not checkpoint.vocabulary:
         vocabulary = {"vocab.txt": place.vocabulary.read_bytes()}
-        checkpoint = dataclasses.replace(checkpoint, vocabulary=vocabulary)
-    return checkpoint
+        return dataclasses.replace(checkpoint, vocabulary=vocabulary)
+    return _with_published_vocabulary(checkpoint, place.path)
+
+
+def _with_published_vocabulary(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """A published model without its vocabulary, with what the cache holds of it, or a note of what is missing."""
+    known = None if checkpoint.vocabulary else named_vocabulary.published(path)
+    if known is None:
+        return checkpoint
+    file, said = named_vocabulary.find(known)
+    if file is None:
+        return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, said))
+    found = dataclasses.replace(checkpoint, vocabulary={"vocab.txt": file.read_bytes()})
+    entries, rows = tokenizer_entries(found), checkpoint.config["vocab_size"]
+    if entries is None or entries > rows:
+        said = f"{file} is not taken: it has {entries or 'no known'} entries, but the model has {rows:,} rows"
+        return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, said))
+    return dataclasses.replace(found, notes=(*checkpoint.notes, said))
+
+
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".safetensors", ".tar", ".gz", ".json")
+
+
+def format_of_name(path: Path) -> str:
+    """The format that a target's name tells: `.nemo` is NeMo's, a folder is Transformers'.
+
+    Raises:
+        ValueError: it is the name of a file of another kind, which no format here writes alone.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _FILES:
+        raise ValueError(f"{path} is called like a file, but every format here but .nemo is a folder; give a folder's "
+                         "name, or the format with --to")  # fmt: skip
+    return "nemo" if suffix == ".nemo" else "huggingface"
 
 
 def _accepted(function: Callable[..., Any], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +175,7 @@ def save_checkpoint(
         OSError: the disk is full or not writable.
     """
     path = Path(path)
-    chosen = format or ("nemo" if path.suffix == ".nemo" else "huggingface")
+    chosen = format or format_of_name(path)
     module = _module(WRITERS[chosen]) if chosen in WRITERS else None
     if module is None:
         raise ValueError(f"format {chosen!r} is not written; one of {', '.join(WRITERS)} is needed")
@@ -154,9 +195,14 @@ def with_vocabulary(checkpoint: Checkpoint, size: int) -> Checkpoint:
         raise ValueError(f"a vocabulary of {size:,} would lose entries: the tokenizer has {entries or 1:,}")
     tensors = resize_vocabulary(checkpoint.tensors, size)
     state = resize_vocabulary(checkpoint.optimizer, size)
-    return dataclasses.replace(
-        checkpoint, tensors=tensors, optimizer=state, config={**checkpoint.config, "vocab_size": size}
-    )
+    cut, notes = checkpoint.config["vocab_size"] - size, checkpoint.notes
+    if cut > 0:
+        unknown = "" if entries else "; no tokenizer tells whether they were padding"
+        notes = (*notes, f"{cut:,} of {checkpoint.config['vocab_size']:,} rows of the vocabulary are cut off{unknown}")
+    config = {**checkpoint.config, "vocab_size": size}
+    if (config.get("pad_token_id") or 0) >= size:
+        raise ValueError(f"a vocabulary of {size:,} would lose the padding token, entry {config['pad_token_id']}")
+    return dataclasses.replace(checkpoint, tensors=tensors, optimizer=state, config=config, notes=notes)
 
 
 def tokenizer_entries(checkpoint: Checkpoint) -> int | None:

@@ -24,6 +24,9 @@ from megabert.tokenization.base import Tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+_PREDICTIONS = "cls.predictions"
+MARK = "megabert_only.plain_transformers_computes_other_numbers"
+"""A tensor in weights that plain Transformers has no settings for."""
 _LARGEST_JSON = 16 << 20
 _SHOWN_NAMES = 3
 _MOST_LABELS = 1_000_000
@@ -131,6 +134,48 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def foreign_settings(config: MegatronBertConfig) -> list[str]:
+    """The settings of a model that plain Transformers does not have: with its classes the model gives other numbers."""
+    said = []
+    if getattr(config, "apply_residual_connection_post_layernorm", False):
+        said.append("the residual is taken after each LayerNorm (--apply-residual-connection-post-layernorm)")
+    head = getattr(config, "head_act", None)
+    if head not in (None, config.hidden_act):
+        said.append(f"the activation is {config.hidden_act} in the layers and {head} in the masked-word head")
+    return said
+
+
+def _more_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Tensors for plain Transformers' eyes; our classes pass over them.
+
+    A bias that it makes for untied embeddings and never reads, lest it report it as missing; and a mark that it reports
+    as unexpected, lest weights that it computes other numbers with open in silence.
+    """
+    more = {}
+    if (
+        not model.config.tie_word_embeddings
+        and (found := model.state_dict().get(f"{_PREDICTIONS}.decoder.bias")) is not None
+    ):
+        more[f"{_PREDICTIONS}.bias"] = found.clone()
+    if foreign_settings(model.config):  # type: ignore[arg-type]
+        more[MARK] = torch.ones(1)
+    return more
+
+
+def _write_note(folder: Path, config: MegatronBertConfig) -> None:
+    said = foreign_settings(config)
+    if not said:
+        return
+    model_class = (config.architectures or ["MegatronBertModel"])[0]
+    lines = [
+        "# Open this model with megabert\n",
+        "Plain Transformers lacks some of its settings: its classes load the weights and compute other numbers.\n",
+        *(f"* {line}" for line in said),
+        f"\n```python\nfrom megabert import {model_class}\n```",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def write(model: PreTrainedModel, tokenizer: Tokenizer | None, folder: Path) -> None:
     """Write a Transformers folder; it appears whole, and one that was there before is replaced only then.
 
@@ -154,8 +199,9 @@ def write(model: PreTrainedModel, tokenizer: Tokenizer | None, folder: Path) -> 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         with _quiet():
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=model.state_dict() | _more_tensors(model))
         _name_headless(temporary / "config.json")
+        _write_note(temporary, model.config)  # type: ignore[arg-type]
         if tokenizer is not None:
             tokenizer.save(temporary)
             _tell_longest(temporary / "tokenizer_config.json", model.config.max_position_embeddings)
@@ -251,7 +297,7 @@ def check_weights(facts: Facts, model_class: type[PreTrainedModel], fresh: tuple
             missing.append(name)
     refused = [name for name in missing if not name.startswith(fresh or ("\0",))]
     differences += [f"{name} is missing" for name in refused]
-    unread = [*(getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()), r".*\.position_ids"]
+    unread = [*(getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ()), r".*\.position_ids", MARK]
     for name in found:
         if name not in expected and not any(re.fullmatch(pattern, name) for pattern in unread):
             differences.append(f"{name} is not known to it")

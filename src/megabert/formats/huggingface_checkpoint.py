@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from transformers import BertConfig, MegatronBertConfig, PretrainedConfig
 
-from megabert.formats import safetensors_file, sizes, torch_writer, unpickle
+from megabert.formats import fields, safetensors_file, sizes, torch_writer, unpickle
 from megabert.formats.checkpoint import POST_LAYERNORM, PRE_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats.huggingface import MARK
 from megabert.formats.json_file import read_object
 from megabert.formats.target import new_folder
 
@@ -47,7 +48,7 @@ def look(path: Path) -> Path | None:
     if not (folder / "config.json").is_file():
         return None
     kind = read_object(folder / "config.json").get("model_type")
-    return folder if kind in _CONFIGS else None
+    return folder if isinstance(kind, str) and kind in _CONFIGS else None
 
 
 def read(path: Path) -> Checkpoint:
@@ -59,12 +60,16 @@ def read(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     config = read_object(folder / "config.json")
     family = config.get("model_type")
-    if family not in _CONFIGS:
-        raise ValueError(f"{folder}: config.json is of model_type {family!r}; 'megatron-bert' or 'bert' is needed")
+    if not isinstance(family, str) or family not in _CONFIGS:
+        raise ValueError(f"{folder}: config.json is of model_type {fields.shown(family)}; 'megatron-bert' or 'bert' is "
+                         "needed")  # fmt: skip
     defaults = _CONFIGS[family]()
-    config = {**{name: getattr(defaults, name, True) for name in _FILLED}, **config}
+    config = fields.checked(
+        {**{name: getattr(defaults, name, True) for name in _FILLED}, **config}, str(folder / "config.json")
+    )
     for name in ("transformers_version", "_name_or_path"):
         config.pop(name, None)
+    _check_fields(folder, family, config)
     notes: list[str] = []
     tensors = _ours(_tensors(folder, notes), config, notes)
     if config.get(NO_TOKENTYPES) is False:
@@ -72,17 +77,18 @@ def read(path: Path) -> Checkpoint:
         config.pop(NO_TOKENTYPES)
     config["dtype"] = sizes.main_dtype(tensors)
     config.pop("torch_dtype", None)
-    if family == PRE_LAYERNORM:
-        _check(folder, config, tensors)
+    sizes.check_named(str(folder), config, tensors, family)
     return Checkpoint(family=family, config=config, tensors=tensors, vocabulary=_vocabulary(folder), notes=tuple(notes))
 
 
-def _check(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
-    layers = sizes.count_layers(tensors)
-    if layers != config["num_hidden_layers"]:
-        raise ValueError(f"{folder}: config.json tells of {config['num_hidden_layers']} layers, but its weights are "
-                         f"those of {layers}")  # fmt: skip
-    sizes.check(config, tensors)
+def _check_fields(folder: Path, family: str, config: Mapping[str, Any]) -> None:
+    """Let Transformers' own class judge the fields that `fields` does not know."""
+    apart = ("model_type", "dtype", "torch_dtype")  # the weights tell theirs
+    try:
+        _CONFIGS[family](**{name: value for name, value in config.items() if name not in apart})
+    except Exception as error:  # whatever a damaged field makes the constructor raise
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / 'config.json'} describes no model: {text}") from None
 
 
 def _tensors(folder: Path, notes: list[str]) -> dict[str, LazyTensor]:
@@ -130,6 +136,8 @@ def _ours(found: Mapping[str, LazyTensor], config: Mapping[str, Any], notes: lis
     for name, tensor in found.items():
         if name.endswith((".position_ids", ".token_type_ids")) or name == "position_ids":
             continue  # a buffer of old versions
+        if name == MARK:
+            continue
         name = f"bert.{name}" if name.startswith(_BASE) else name
         # What Transformers wrote before 2020.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

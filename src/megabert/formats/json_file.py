@@ -16,12 +16,14 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, too large, no JSON, or not an object.
     """
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"{path} is too large for what it should be")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: {path.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    if size > _LARGEST:
+        raise ValueError(f"{path} is too large for what it should be")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is JSON but not an object")

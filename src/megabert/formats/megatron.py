@@ -11,9 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import bert_names, megatron_arguments, megatron_first, megatron_optimizer, plausibility, sizes
+from megabert.formats import (
+    bert_names,
+    fields,
+    megatron_arguments,
+    megatron_first,
+    megatron_optimizer,
+    plausibility,
+    sizes,
+)
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor, with_heads
-from megabert.formats.megatron_arguments import ADDED_ROWS
 from megabert.formats.megatron_layout import Layout, find
 from megabert.formats.megatron_shard import Shard, layers_before, read_shard, training_of, vocabulary_of
 from megabert.formats.table import ORDERS, Order, join, order_of, resize_vocabulary
@@ -77,25 +84,25 @@ def assemble(
         notes.append(f"left out, no weight of a BERT: {', '.join(left_out[:5])}{' ...' if len(left_out) > 5 else ''}")
     ranks = [_canonical(rank) for rank in ranks]
     copy = [rank.pop(bert_names.WORD_EMBEDDING_COPY, None) for rank in ranks]
-    config, supposed = megatron_arguments.to_config(first.arguments, first.version)
+    config, supposed = megatron_arguments.to_config(first.arguments, first.version, first.name)
     rows = _rows(ranks[0])
-    heads = int(heads or first.arguments.get("num_attention_heads") or _supposed_heads(ranks[0]))
+    said = megatron_arguments.heads_of(first.arguments, heads, first.name)
+    heads = said or _supposed_heads(ranks[0])
     chosen = order or order_of(first.version)
     tensors = join(rows, ranks, heads=heads, order=chosen)
     _check_copy(ranks, copy)
     told, more = sizes.infer(tensors, heads)
-    if not first.arguments.get("num_attention_heads"):
+    if said is None:
         more.append(f"the file does not say how many attention heads there are: {heads} taken")
     megatron_arguments.check_sizes(first.arguments, told, first.name)
-    config = {**told, **config, "intermediate_size": told.get("intermediate_size")}
-    sizes.check(config, tensors)
+    config = {**told, **config}
     state: Mapping[str, LazyTensor] = {}
     if optimizer:
         held = megatron_optimizer.read(layout, shards)
         state = megatron_optimizer.joined(held, rows, heads, chosen, tensors)
         notes += held.notes
-    added = first.arguments.get(ADDED_ROWS)
-    if isinstance(added, int) and 0 < added < config["vocab_size"]:
+    added = megatron_arguments.own_rows(first.arguments, config["vocab_size"], first.name)
+    if added is not None:
         tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
         notes.append(f"{config['vocab_size'] - added} rows of padding that this package had added are left out")
         config["vocab_size"] = added
@@ -104,10 +111,10 @@ def assemble(
         vocabulary=vocabulary_of(layout),
         notes=(*notes, *supposed, *more, *([foreign_note(shards)] if foreign_note(shards) else [])),
     )  # fmt: skip
+    checkpoint = with_heads(checkpoint, multiple_choice="multichoice_head.weight" in ranks[-1])
+    sizes.check_named(first.name, checkpoint.config, tensors)
     doubt = plausibility.doubt(checkpoint, chosen, layout.tensor_ranks)
-    if doubt is not None:
-        checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, doubt))
-    return with_heads(checkpoint, multiple_choice="multichoice_head.weight" in ranks[-1])
+    return checkpoint if doubt is None else dataclasses.replace(checkpoint, notes=(*checkpoint.notes, doubt))
 
 
 def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> None:
@@ -122,16 +129,17 @@ def check_one_run(layout: Layout, shards: Mapping[tuple[int, int], Shard]) -> No
         if shard.version != first.version:
             raise ValueError(f"{shard.name}: checkpoint_version {shard.version:g}, but {first.version:g} in "
                              f"{first.name}; the ranks are not of one run")  # fmt: skip
-        told = (shard.content.get("iteration"), *(shard.arguments.get(name) for name in names))
-        expected = (first.content.get("iteration"), *(first.arguments.get(name) for name in names))
+        told = (shard.iteration, *(shard.arguments.get(name) for name in names))
+        expected = (first.iteration, *(first.arguments.get(name) for name in names))
         if told != expected:
-            raise ValueError(f"{shard.name}: iteration and sizes {told} are not those of {first.name}, {expected}; the "
+            one, two = (", ".join(map(fields.shown, values)) for values in (told, expected))
+            raise ValueError(f"{shard.name}: iteration and sizes ({one}) are not those of {first.name} ({two}); the "
                              "ranks are not of one run")  # fmt: skip
     arguments = first.arguments
     wanted = arguments.get("tensor_model_parallel_size") or arguments.get("model_parallel_size")
     stages = arguments.get("pipeline_model_parallel_size") or arguments.get("transformer_pipeline_model_parallel_size")
     for said, there, what in ((wanted, layout.tensor_ranks, "tensor"), (stages, layout.stages, "pipeline")):
-        if isinstance(said, int) and said != there:
+        if said and fields.whole(said, f"{first.name}: args' {what}-parallel ranks") != there:
             raise ValueError(f"{layout.path}: its arguments tell of {said} {what}-parallel ranks, but {there} "
                              f"{'is' if there == 1 else 'are'} there")  # fmt: skip
 
@@ -140,6 +148,10 @@ def whole_rank(layout: Layout, shards: Mapping[tuple[int, int], Shard], rank: in
     """All tensors of one tensor rank, layers counted over the whole model."""
     stages = [shards[rank, stage] for stage in range(layout.stages)]
     chunks = len(stages[0].chunks)
+    counts = [bert_names.count(chunk) for stage in stages for chunk in stage.chunks]
+    if len(set(counts)) > 1 and stages[0].arguments.get("num_layers") is None:
+        raise ValueError(f"{layout.path}: its stages hold {', '.join(map(str, counts))} layers, and no args tell how "
+                         "many there should be; a layer is missing")  # fmt: skip
     if any(len(stage.chunks) != chunks for stage in stages):
         raise ValueError(f"{layout.path}: stages have different numbers of chunks; the ranks are not of one run")
     merged: dict[str, LazyTensor] = {}

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from megabert.formats import fields
+
 TANH_GELU = "gelu_pytorch_tanh"
 ADDED_ROWS = "megabert_vocab_size"
 """In `args` of files written here: the entries of the vocabulary without the rows of padding that were added."""
@@ -34,35 +36,42 @@ _REFUSED = {
 }  # fmt: skip
 
 
-def to_config(arguments: Mapping[str, Any], version: float) -> tuple[dict[str, Any], list[str]]:
+def to_config(arguments: Mapping[str, Any], version: float, where: str) -> tuple[dict[str, Any], list[str]]:
     """Fields of our config from `args` (empty when the file has none), and notes about what had to be supposed.
 
     Args:
         arguments: plain values by name.
         version: the file's `checkpoint_version`, which dates it.
+        where: the file, for the error.
 
     Raises:
-        ValueError: the arguments describe a network that a Megatron BERT cannot be.
+        ValueError: the arguments describe a network that a Megatron BERT cannot be, or one is of a wrong type.
     """
     for name, values in _REFUSED.items():
-        if arguments.get(name) in values and arguments.get(name) is not None:
-            raise ValueError(f"the checkpoint was trained with {name} = {arguments[name]}, which this BERT has not")
+        value = arguments.get(name)
+        if isinstance(value, str | bool) and value in values:
+            raise ValueError(f"{where}: the checkpoint was trained with {name} = {value}, which this BERT has not")
     config = dict(DEFAULTS)
     for ours, names in _SAME.items():
         for name in names:
-            if isinstance(arguments.get(name), int | float):
-                config[ours] = arguments[name]
+            if arguments.get(name) is not None:
+                config[ours] = fields.field(ours, arguments[name], f"{where}: args.{name}")
+    switches = {
+        name: fields.switch(arguments[name], f"{where}: args.{name}")
+        for name in ("openai_gelu", "bias_gelu_fusion", "onnx_safe", "untie_embeddings_and_output_weights")
+        if arguments.get(name) is not None
+    }
     notes = []
-    if arguments.get("openai_gelu"):
+    if switches.get("openai_gelu"):
         tanh, config["head_act"] = True, TANH_GELU
-    elif isinstance(arguments.get("bias_gelu_fusion"), bool):
-        tanh = arguments["bias_gelu_fusion"] and not arguments.get("onnx_safe")
+    elif "bias_gelu_fusion" in switches:
+        tanh = switches["bias_gelu_fusion"] and not switches.get("onnx_safe")
     else:
         tanh = version >= 1
         why = "the fused kernel's, on by default from 2020-09 on" if tanh else "the default before 2020-09"
         notes.append(f"the file does not say which GELU the MLP has: {'tanh' if tanh else 'erf'} supposed ({why})")
     config["hidden_act"] = TANH_GELU if tanh else "gelu"
-    if arguments.get("untie_embeddings_and_output_weights"):
+    if switches.get("untie_embeddings_and_output_weights"):
         config["tie_word_embeddings"] = False
     notes.append(
         f"numerics: LayerNorm eps {config['layer_norm_eps']:g}, GELU {'tanh' if tanh else 'erf'} in the MLP and "
@@ -81,14 +90,42 @@ def check_sizes(arguments: Mapping[str, Any], told: Mapping[str, Any], where: st
     Raises:
         ValueError: a layer is missing at the end, say.
     """
-    for theirs, ours in (("num_layers", "num_hidden_layers"), ("hidden_size", "hidden_size"),
-                         ("num_attention_heads", None)):  # fmt: skip
-        said = arguments.get(theirs)
-        if not isinstance(said, int):
+    for theirs, ours in (("num_layers", "num_hidden_layers"), ("hidden_size", "hidden_size")):
+        if arguments.get(theirs) is None:
             continue
-        if said < 1 or (ours is not None and said != told[ours]):
-            has = f", but its tensors are those of {told[ours]}" if ours else ""
-            raise ValueError(f"{where}: args tell of {theirs} {said}{has}; it is damaged, or not whole")
+        said = fields.whole(arguments[theirs], f"{where}: args.{theirs}")
+        if said != told[ours]:
+            raise ValueError(f"{where}: args tell of {theirs} {said}, but its tensors are those of {told[ours]}; it is "
+                             "damaged, or not whole")  # fmt: skip
+
+
+def heads_of(arguments: Mapping[str, Any], given: int | None, where: str) -> int | None:
+    """The attention heads that `args` tell, or that were given where they do not; None when nobody says.
+
+    Raises:
+        ValueError: both say it, and differ, or `args` hold no number there.
+    """
+    said = arguments.get("num_attention_heads")
+    if said is None:
+        return given
+    told = fields.whole(said, f"{where}: args.num_attention_heads")
+    if given is not None and given != told:
+        raise ValueError(f"{where} tells of {told} attention heads, but {given} were asked for; leave out "
+                         "--num-attention-heads, and num_attention_heads of a --config-file")  # fmt: skip
+    return told
+
+
+def own_rows(arguments: Mapping[str, Any], vocabulary: int, where: str) -> int | None:
+    """Rows of the vocabulary without padding that this package had added; None when it had added none.
+
+    Raises:
+        ValueError: the number is none, or larger than the vocabulary.
+    """
+    said = arguments.get(ADDED_ROWS)
+    if said is None:
+        return None
+    rows = fields.whole(said, f"{where}: args.{ADDED_ROWS}", most=vocabulary)
+    return rows if rows < vocabulary else None
 
 
 def from_config(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +146,7 @@ def from_config(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str,
         "num_attention_heads": heads,
         "kv_channels": hidden // heads,
         "max_position_embeddings": config["max_position_embeddings"],
-        "seq_length": kept.get("seq_length") or config["max_position_embeddings"],
+        "seq_length": _length(kept.get("seq_length")) or config["max_position_embeddings"],
         "hidden_dropout": config.get("hidden_dropout_prob", 0.1),
         "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
         "init_method_std": config.get("initializer_range", 0.02),
@@ -126,6 +163,10 @@ def from_config(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str,
         "bf16": config.get("dtype") == "bfloat16",
     }
     return arguments
+
+
+def _length(kept: Any) -> int | None:
+    return kept if type(kept) is int and 0 < kept < fields.MOST else None
 
 
 _OWN = {"tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",

@@ -18,6 +18,7 @@ import torch
 
 from megabert.formats import (
     bert_names,
+    fields,
     megatron,
     megatron_arguments,
     megatron_core_chunks,
@@ -172,7 +173,8 @@ def read_contents(
             states.setdefault(_KINDS[state[1]], {})[state[2]] = stored
         elif not name.startswith(_IGNORED):
             weights[name] = stored
-    plain = unpickle.plain(common.get("args")) if isinstance(common.get("args"), Placeholder | dict) else {}
+    where = str(contents.folder)
+    plain = unpickle.plain(common.get("args"), where) if isinstance(common.get("args"), Placeholder | dict) else {}
     plain = {**told, **plain}
     held = {kind: [megatron_core_names.unstacked(tensors)] for kind, tensors in states.items() if optimizer}
     notes = [said] if said else []
@@ -181,12 +183,12 @@ def read_contents(
     state = megatron_optimizer.State(held, _step(common), [])
     found = Parts([megatron_core_names.unstacked(weights)], state, plain, notes)
     training = {
-        name: unpickle.plain(common[name])
+        name: unpickle.plain(common[name], where)
         for name in ("iteration", "num_floating_point_operations_so_far")
         if name in common
     }
     if isinstance(common.get("opt_param_scheduler"), dict):
-        training["scheduler"] = unpickle.plain(common["opt_param_scheduler"])
+        training["scheduler"] = unpickle.plain(common["opt_param_scheduler"], where)
     for name in ("consumed_train_samples", "consumed_valid_samples"):
         if isinstance(plain.get(name), int):
             training[name] = plain[name]
@@ -229,9 +231,9 @@ def _step(common: Any) -> float | None:
         if isinstance(value, dict):
             step = value.get("step")
             if "params" in value and isinstance(step, LazyTensor) and step.numbers == 1:
-                return float(step.load().item())
+                step = step.load().item()
             if "params" in value and isinstance(step, int | float):
-                return float(step)
+                return fields.real(step, "the optimizer's step")
             pending += [item for name, item in value.items() if name != "args"]
         elif isinstance(value, list):
             pending += value[:100]
@@ -254,7 +256,7 @@ def assemble(
     words = ranks[0].get("embedding.word_embeddings.weight")
     if words is None or len(words.shape) != 2:
         raise ValueError(f"{folder} holds no word embedding: it is no BERT, or not whole")
-    heads = heads or _positive(arguments.get("num_attention_heads"))
+    heads = megatron_arguments.heads_of(arguments, heads, str(folder))
     notes = list(found.notes)
     if heads is None:
         heads = sizes.supposed_heads(words.shape[1])
@@ -267,16 +269,15 @@ def assemble(
     if odd:
         notes.append(f"left out, no weight of a BERT: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")
     tensors = join(rows, ranks, heads=heads, order=chosen)
-    config, supposed = megatron_arguments.to_config(arguments, VERSION)
+    config, supposed = megatron_arguments.to_config(arguments, VERSION, str(folder))
     notes += _tie(tensors, config, bool(arguments.get("untie_embeddings_and_output_weights")))
     told, _ = sizes.infer(tensors, heads)
     megatron_arguments.check_sizes(arguments, told, str(folder))
-    config = {**told, **config, "intermediate_size": told.get("intermediate_size")}
-    sizes.check(config, tensors)
+    config = {**told, **config}
     state = megatron_optimizer.joined(found.optimizer, rows, heads, chosen, tensors)
     notes += found.optimizer.notes
-    added = arguments.get(megatron_arguments.ADDED_ROWS)
-    if isinstance(added, int) and 0 < added < config["vocab_size"]:
+    added = megatron_arguments.own_rows(arguments, config["vocab_size"], str(folder))
+    if added is not None:
         tensors, state = resize_vocabulary(tensors, added), resize_vocabulary(state, added)
         notes.append(f"{config['vocab_size'] - added} rows of padding that this package had added are left out")
         config["vocab_size"] = added
@@ -289,11 +290,9 @@ def assemble(
         vocabulary=megatron_shard.vocabulary_beside(folder),
         notes=(*notes, *supposed, *last),
     )
-    return with_heads(checkpoint)
-
-
-def _positive(value: Any) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    checkpoint = with_heads(checkpoint)
+    sizes.check_named(str(folder), checkpoint.config, checkpoint.tensors)
+    return checkpoint
 
 
 def _tie(tensors: dict[str, LazyTensor], config: dict[str, Any], untied: bool) -> list[str]:

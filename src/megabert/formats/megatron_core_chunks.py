@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from megabert.formats import unpickle
+from megabert.formats.bounds import Budget
 from megabert.formats.checkpoint import LazyTensor
+from megabert.formats.fields import shown
 from megabert.formats.regions import Region
 from megabert.formats.unpickle_globals import Placeholder
 
 METADATA = ".metadata"
 _LARGEST_METADATA = 1 << 28
+_MOST_CHUNKS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -137,19 +140,23 @@ def read_members(folder: Path, members: Mapping[str, Region]) -> Contents:
     if metadata.length > _LARGEST_METADATA:
         raise ValueError(f"{path} is too large for what it should be")
     loaded = unpickle.loads(metadata.read(), str(path))
+    budget = Budget(str(path), _MOST_CHUNKS, "chunks")
     try:
         state = loaded.data.state
         places = _places(folder, members, state["storage_data"])
         tensors, objects = {}, {}
         for name, entry in state["state_dict_metadata"].items():
             if not isinstance(name, str) or not isinstance(entry, Placeholder):
-                raise TypeError(f"an entry {name!r}"[:100])
+                raise TypeError(f"an entry {shown(name)}")
             if entry.name.endswith(".TensorStorageMetadata"):
+                budget.spend(len(entry.state["chunks"]))
                 tensors[name] = _stored(folder, name, entry.state, places)
             elif (name, None) in places:
                 objects[name] = places[name, None]
     except (AttributeError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged, or of a version that is not known ({error!r:.100})") from None
+        raise ValueError(
+            f"{path} is damaged, or of a version that is not known ({type(error).__name__}: {error!s:.100})"
+        ) from None
     foreign = tuple(name for name in loaded.foreign if not name.startswith(_EXPECTED))
     return Contents(folder, tensors, objects, foreign, members)
 
@@ -161,19 +168,21 @@ def _places(
     places: dict[tuple[str, tuple[int, ...] | None], Region] = {}
     for index, info in storage.items():
         file, offset, length = (info.state[key] for key in ("relative_path", "offset", "length"))
+        if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
+            raise ValueError(f"{folder / METADATA} names {shown(file)}, which is no file of this folder")
         if info.state.get("transform_descriptors"):
             raise ValueError(f"{folder}: chunks that are compressed or changed otherwise ({file}) are not read")
-        if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
-            raise ValueError(f"{folder / METADATA} names {file!r:.80}, which is no file of this folder")
         if file not in members:
             raise ValueError(f"{folder} is not whole: {file} is missing")
         if type(offset) is not int or type(length) is not int or min(offset, length) < 0:
-            raise TypeError(f"{file} at {offset!r}"[:100])
+            raise TypeError(f"{file} at {shown(offset)}")
+        name = index.state["fqn"]
+        if not isinstance(name, str):
+            raise TypeError("a chunk without a name")
         if offset + length > members[file].length:
-            raise ValueError(f"{folder / file} is damaged: {index.state['fqn']} ends behind its end (cut short)")
+            raise ValueError(f"{folder / file} is damaged: {name} ends behind its end (cut short)")
         at = index.state.get("offset")
-        key = (index.state["fqn"], None if at is None else tuple(at))
-        places[key] = members[file].part(offset, length, index.state["fqn"])
+        places[name, None if at is None else _numbers(at)] = members[file].part(offset, length, name)
     return places
 
 
@@ -194,18 +203,20 @@ def _stored(
         if region is None:
             raise ValueError(f"{folder / METADATA} does not say where the chunk of {name} at {list(offsets)} lies")
         chunks.append(Chunk(offsets, sizes, region))
-    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(shape) or _collide(chunks):
+    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(shape) or _collide(chunks, str(folder / METADATA)):
         raise ValueError(f"{folder}: the chunks of {name} do not make up its {list(shape)}; it is not whole")
     return Stored(name, shape, dtype, tuple(chunks), folder)
 
 
-def _collide(chunks: list[Chunk]) -> bool:
+def _collide(chunks: list[Chunk], where: str) -> bool:
     """Whether two chunks overlap; with sizes that add up and no overlap, there is no gap either."""
     boxes = sorted((chunk for chunk in chunks if math.prod(chunk.sizes)), key=lambda chunk: chunk.offsets)
+    budget = Budget(where, _MOST_CHUNKS, "neighbours of chunks")
     for index, box in enumerate(boxes):
         for other in boxes[index + 1 :]:
             if other.offsets and other.offsets[0] >= box.offsets[0] + box.sizes[0]:
                 break  # sorted: all further ones begin behind it
+            budget.spend()
             apart = any(
                 first + size <= second or second + length <= first
                 for first, size, second, length in zip(box.offsets, box.sizes, other.offsets, other.sizes, strict=True)

@@ -13,6 +13,7 @@ from megabert.formats.table import Row
 
 Spec = Literal["te", "local"]
 
+_MOST_LAYERS = 10_000
 _WRAPPERS = re.compile(r"^(?:(?:module|model|bert_model)\.)+")
 _STACKED = re.compile(r"^encoder\.layers\.(?!\d)(.+)$")
 _POST_LAYERNORM = ("initial_layernorm", "post_att_layernorm", "post_mlp_layernorm")
@@ -70,8 +71,8 @@ def unstacked(stored: Mapping[str, Stored]) -> dict[str, LazyTensor]:
         if not stacked:
             found[canonical(plain)] = tensor.lazy()
             continue
-        if not tensor.shape:
-            raise ValueError(f"{tensor.origin} is no stack of layers")
+        if not tensor.shape or tensor.shape[0] > _MOST_LAYERS:
+            raise ValueError(f"{tensor.origin} is no stack of layers: it is {list(tensor.shape)}")
         for layer in range(tensor.shape[0]):
             found[canonical(f"encoder.layers.{layer}.{stacked[1]}")] = tensor.layer(layer)
     return found

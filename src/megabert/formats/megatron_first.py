@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from megabert.formats import bert_names, sizes
-from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint, LazyTensor
+from megabert.formats import bert_names, fields, megatron_arguments, sizes
+from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint, LazyTensor, with_heads
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.megatron_shard import Shard, training_of, vocabulary_of
 from megabert.formats.table import Order, join
@@ -25,7 +25,7 @@ def read(
         ValueError: the ranks do not fit together, or a part is missing.
     """
     ranks = [{bert_names.without_wrapper(name): tensor for name, tensor in rank.items()} for rank in ranks]
-    heads = heads or first.arguments.get("num_attention_heads")
+    heads = megatron_arguments.heads_of(first.arguments, heads, first.name)
     words = ranks[0].get("bert.embeddings.word_embeddings.weight")
     if words is None or len(words.shape) != 2:
         raise ValueError(f"{first.name} holds no word embedding: it is no BERT, or not whole")
@@ -34,19 +34,23 @@ def read(
     tensors = join(rows, ranks, heads=heads, order=order or "v0")
     told, notes = sizes.infer(tensors, heads)
     config = {
-        **told, "model_type": "bert", "architectures": ["BertForPreTraining"], "hidden_act": "gelu",
+        **told, "model_type": "bert", "hidden_act": "gelu",
         "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
         "initializer_range": 0.02, "pad_token_id": 0, "tie_word_embeddings": True,
     }  # fmt: skip
     if any("query_key_value" in name for name in ranks[0]):
-        config["layer_norm_eps"] = first.arguments.get("layernorm_epsilon", 1e-5)
-    said = (
+        said = first.arguments.get("layernorm_epsilon", 1e-5)
+        config["layer_norm_eps"] = fields.field("layer_norm_eps", said, f"{first.name}: args.layernorm_epsilon")
+    megatron_arguments.check_sizes(first.arguments, told, first.name)
+    kind = (
         "a post-LayerNorm BERT, as Megatron-LM trained before 2019-10: it is Transformers' BertForPreTraining, not a "
         "Megatron BERT",
         f"numerics: LayerNorm eps {config['layer_norm_eps']:g}, GELU erf",
     )
     optimizer = () if "optimizer" not in first.content else ("the optimizer's state of this generation is not carried",)
-    return Checkpoint(
+    checkpoint = with_heads(Checkpoint(
         family=POST_LAYERNORM, config=config, tensors=tensors, training=training_of(first),
-        vocabulary=vocabulary_of(layout), notes=(*layout.notes, *said, *notes, *optimizer),
-    )  # fmt: skip
+        vocabulary=vocabulary_of(layout), notes=(*layout.notes, *kind, *notes, *optimizer),
+    ))  # fmt: skip
+    sizes.check_named(first.name, checkpoint.config, tensors, POST_LAYERNORM)
+    return checkpoint

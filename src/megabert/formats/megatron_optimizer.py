@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from megabert.formats import bert_names, megatron_core_names
+from megabert.formats import bert_names, fields, megatron_core_names
 from megabert.formats.checkpoint import LazyTensor
 from megabert.formats.megatron_shard import layers_before
 from megabert.formats.table import Order, Row, join
@@ -186,7 +186,7 @@ def _of_shard(shard: Shard, stepped: list[tuple[str, Parameter]]) -> tuple[_Held
         if step is None and isinstance(entry, dict):
             step = entry.get("step")
     if isinstance(step, LazyTensor):
-        step = float(step.load().item()) if step.numbers == 1 else None
+        step = step.load().item() if step.numbers == 1 else None
     notes = []
     masters = outer.get("fp32_from_fp16_params", outer.get("fp32_from_fp16"))
     if isinstance(masters, list):
@@ -196,7 +196,9 @@ def _of_shard(shard: Shard, stepped: list[tuple[str, Parameter]]) -> tuple[_Held
                     found["master"][name] = _fitting(shard, "fp32_from_fp16_params", tensor, name, weight)
         else:
             notes.append("the optimizer's float32 masters are not those of all weights; only its moments are carried")
-    return found, float(step) if isinstance(step, int | float) else None, notes
+    if step is not None:
+        step = fields.real(step, f"{shard.name}: the optimizer's step")
+    return found, step, notes
 
 
 def _numbered(
@@ -206,6 +208,8 @@ def _numbered(
     decayed = [(name, held.weight) for name, held in stepped if held.decays]
     others = [(name, held.weight) for name, held in stepped if not held.decays]
     given = [group["params"] for group in listed if isinstance(group, dict) and isinstance(group.get("params"), list)]
+    if not all(isinstance(number, int | str) for numbers in given for number in numbers):
+        raise ValueError(f"{shard.name}: optimizer: its groups do not number their parameters")
     full = [group for group in listed if isinstance(group, dict) and group.get("params")]
     expected = [held for held in (decayed, others) if held]
     if len(full) == 2 and _rate(full[0]) == 0 and _rate(full[1]) != 0:

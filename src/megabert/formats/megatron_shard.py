@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megabert.formats import bert_names, unpickle
+from megabert.formats import bert_names, fields, unpickle
+from megabert.formats.bounds import Budget
+from megabert.formats.bounds import name as bounded_name
 from megabert.formats.checkpoint import LazyTensor
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.unpickle_globals import Placeholder
 
-_TRAINING = ("iteration", "total_iters", "num_floating_point_operations_so_far")
+_TRAINING = ("num_floating_point_operations_so_far",)
+_MOST_ITERATIONS = 10**15
 _LARGEST_NESTING = 30
 _LARGEST_VOCABULARY = 64 << 20
 
@@ -24,6 +27,7 @@ class Shard:
     Attributes:
         chunks: flat names -> tensors, one mapping for each chunk of an interleaved pipeline.
         arguments: its `args` as plain values; empty when it has none.
+        iteration: at which it was saved; None: it does not say.
         content: the whole content.
     """
 
@@ -31,6 +35,7 @@ class Shard:
     chunks: tuple[dict[str, LazyTensor], ...]
     arguments: dict[str, Any]
     version: float
+    iteration: int | None
     content: Mapping[str, Any]
     foreign: tuple[str, ...]
 
@@ -45,11 +50,9 @@ def read_shard(layout: Layout, place: tuple[int, int]) -> Shard:
     content, foreign = unpickle.load(region)
     if not isinstance(content, dict):
         raise ValueError(f"{region.name} holds no checkpoint: a {type(content).__name__} is in it")
-    version = content.get("checkpoint_version", 0)
-    if not isinstance(version, int | float):
-        raise ValueError(f"{region.name}: checkpoint_version is {version!r}, which is no number")
+    version = fields.real(content.get("checkpoint_version", 0), f"{region.name}: checkpoint_version", most=100)
     arguments = content.get("args")
-    plain = unpickle.plain(arguments) if isinstance(arguments, Placeholder | dict) else {}
+    plain = unpickle.plain(arguments, f"{region.name}: args") if isinstance(arguments, Placeholder | dict) else {}
     chunks = []
     names = [name for name in ("model", "sd", *(f"model{index}" for index in range(1000))) if name in content]
     parts = [content[name] for name in names if isinstance(content[name], dict)]
@@ -58,17 +61,38 @@ def read_shard(layout: Layout, place: tuple[int, int]) -> Shard:
     if not any(chunks):
         keys = ", ".join(str(name)[:40] for name in list(content)[:8])
         raise ValueError(f"{region.name} holds no model (its keys: {keys})")
-    return Shard(region.name, tuple(chunks), plain if isinstance(plain, dict) else {}, float(version), content, foreign)
+    return Shard(
+        region.name,
+        tuple(chunks),
+        plain if isinstance(plain, dict) else {},
+        version,
+        _iteration(region.name, content),
+        content,
+        foreign,
+    )
+
+
+def _iteration(where: str, content: Mapping[str, Any]) -> int | None:
+    value = content.get("iteration", content.get("total_iters"))
+    if isinstance(value, LazyTensor):
+        value = unpickle.plain(value, where)
+    return None if value is None else fields.whole(value, f"{where}: iteration", least=0, most=_MOST_ITERATIONS)
 
 
 def _flat(part: Mapping[Any, Any], where: str) -> list[tuple[str, LazyTensor]]:
     """Nested dicts as flat names, without recursion: a hostile file may nest as deep as it likes."""
     found = []
+    budget = Budget(where)
     pending: list[tuple[str, Any, int]] = [("", part, 0)]
     while pending:
         prefix, value, depth = pending.pop()
         if isinstance(value, dict) and depth < _LARGEST_NESTING:
-            pending += [(f"{prefix}.{name}" if prefix else str(name), item, depth + 1) for name, item in value.items()]
+            budget.spend(len(value))
+            pending += [
+                (bounded_name(f"{prefix}.{key}" if prefix else key, where), item, depth + 1)
+                for key, item in value.items()
+                if isinstance(item, dict | LazyTensor)
+            ]
         elif isinstance(value, LazyTensor):
             value.origin = f"{where}: {prefix}"
             found.append((prefix, value))
@@ -92,12 +116,12 @@ def layers_before(shards: Mapping[tuple[int, int], Shard], rank: int) -> dict[tu
 def training_of(shard: Shard) -> dict[str, Any]:
     """Iteration, consumed samples, learning rate schedule and arguments, as plain values."""
     content = shard.content
-    training = {name: unpickle.plain(content[name]) for name in _TRAINING if name in content}
-    if "total_iters" in training:
-        training.setdefault("iteration", training.pop("total_iters"))
+    training = {name: unpickle.plain(content[name], shard.name) for name in _TRAINING if name in content}
+    if shard.iteration is not None:
+        training["iteration"] = shard.iteration
     for name in ("opt_param_scheduler", "lr_scheduler"):
         if isinstance(content.get(name), dict):
-            training["scheduler"] = unpickle.plain(content[name])
+            training["scheduler"] = unpickle.plain(content[name], shard.name)
     for name in ("consumed_train_samples", "consumed_valid_samples"):
         if isinstance(shard.arguments.get(name), int):
             training[name] = shard.arguments[name]

@@ -88,7 +88,7 @@ def resolve(
     if _FILE_LIKE.search(text) or text.startswith((".", "~", "/")) or text.count("/") > 1 or not text.strip("/"):
         raise ValueError(f"there is no file or folder {name}")
     folder = cache_folder() if cache is None else cache
-    published = next((entry for entry in known if canonical(text) in {canonical(entry.name), *entry.spellings}), None)
+    published = known_as(text, known)
     spellings = [text, *([published.name, *sorted(published.spellings)] if published else [])]
     found = _in_cache(spellings, folder)
     if found is not None and published is not None:
@@ -113,14 +113,36 @@ def resolve(
 
 
 def is_name(text: str, *, cache: Path | None = None) -> bool:
-    """Whether `resolve` knows a text as a name, without asking a server: a published model, or one of the user's.
+    """Whether `resolve` knows a text as a name, without asking a server: a published model, one of the user's table, or
+    what lies in the cache.
 
     Raises:
         ValueError: the user's table of names is damaged.
     """
     folder = cache_folder() if cache is None else cache
-    published = any(canonical(text) in {canonical(entry.name), *entry.spellings} for entry in KNOWN)
-    return published or text in _read_table(None, folder)[0]
+    if _FILE_LIKE.search(text) or text.startswith((".", "~", "/")) or text.count("/") > 1 or not text.strip("/"):
+        return False
+    known = known_as(text) is not None or text in _read_table(None, folder)[0]
+    return known or _in_cache([text], folder) is not None
+
+
+def stands_for(path: str | Path) -> bool:
+    """Whether a text where a path may stand is meant as a name: nothing lies there, and `is_name` knows it, or it looks
+    like an id of the Hugging Face hub.
+
+    Raises:
+        ValueError: the user's table of names is damaged.
+    """
+    text, path = str(path), Path(path).expanduser()
+    if path.exists():
+        return False
+    return is_name(text) or (_HUB_ID.fullmatch(text) is not None and not path.parent.exists())
+
+
+def known_as(text: str, known: tuple[Known, ...] = KNOWN) -> Known | None:
+    """The published model of a name, in whatever spelling; None when there is none."""
+    wanted = canonical(text)
+    return next((entry for entry in known if wanted in {canonical(entry.name), *entry.spellings}), None)
 
 
 def _in_cache(spellings: list[str], folder: Path) -> Place | None:

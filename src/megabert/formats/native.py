@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import MegatronBertConfig
 
-from megabert.formats import huggingface_checkpoint, safetensors_file, sizes
+from megabert.formats import fields, huggingface_checkpoint, safetensors_file, sizes
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor
 from megabert.formats.json_file import read_object
 
@@ -56,7 +56,8 @@ def read(path: Path, *, optimizer: bool = True) -> Checkpoint:
     found = safetensors_file.read(folder / "model.safetensors")
     config = _config(folder.resolve().parent.parent, found)
     tensors = _plain_bias(found)
-    sizes.check(config, tensors)
+    config = fields.checked(config, str(folder))
+    sizes.check_named(str(folder), config, tensors)
     state: dict[str, LazyTensor] = {}
     if optimizer and (folder / "optimizer.safetensors").is_file():
         state = _optimizer(safetensors_file.read(folder / "optimizer.safetensors"), found)

@@ -246,7 +246,7 @@ def _configs(facts: Facts, first: Shard) -> list[dict[str, Any]]:
         trees.append(nemo_config.read_yaml(facts.members[CONFIG]))
     hyper = first.content.get("hyper_parameters")
     if hyper is not None:
-        plain = unpickle.plain(hyper)
+        plain = unpickle.plain(hyper, first.name)
         trees += [plain] if isinstance(plain, dict) else []
     for name, region in sorted(facts.members.items()):
         if name.endswith("_encoder_config.json") or name == "config.json":
@@ -302,7 +302,8 @@ def _finished(
     facts: Facts, checkpoint: Checkpoint, held: Mapping[str, LazyTensor], config: Mapping[str, Any], said: list[str]
 ) -> Checkpoint:
     """With the task's head, vocabulary and what is said about them."""
-    target = str(config.get("target", ""))
+    target = config.get("target")
+    target = target if isinstance(target, str) else ""
     head = nemo_heads.head(held, target)
     tensors, fields = {**checkpoint.tensors, **head.tensors}, {**checkpoint.config, **head.fields}
     notes = [facts.said, *([f"its class was {target}"] if target else []), *said, *head.notes]

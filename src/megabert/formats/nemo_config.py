@@ -10,9 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from megabert.formats.bounds import Budget
 from megabert.formats.regions import Region
 
-_LARGEST = 1 << 20
+_LARGEST = 16 << 20
+_LARGEST_YAML = 1 << 18
+_LONGEST_NUMBER = 400
 _MOST_VALUES = 100_000
 _SCALARS = ("num_attention_heads", "hidden_dropout", "attention_dropout", "init_method_std", "layernorm_epsilon",
             "apply_residual_connection_post_layernorm", "openai_gelu", "onnx_safe", "bias_gelu_fusion",
@@ -32,14 +35,42 @@ def read_yaml(region: Region) -> dict[str, Any]:
     """
     import yaml
 
-    text = _text(region)
+    text = _text(region, _LARGEST_YAML)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _loader(region.name))
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        if str(error).startswith(region.name):
+            raise
         raise ValueError(f"{region.name} is not YAML that can be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{region.name} is no configuration: it holds a {type(value).__name__}")
     return value
+
+
+def _loader(where: str) -> Any:
+    """YAML's safe loader, which makes plain data, with a limit on what a short text may stand for.
+
+    Anchors are one object however often they are named; only merge keys (`<<`) copy what they name, and only numbers
+    to base 60 cost the square of their length.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        budget = Budget(where, _MOST_VALUES)
+
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            self.budget.spend(len(node.value))
+
+        def number(self, node: Any) -> Any:
+            if len(node.value) > _LONGEST_NUMBER:
+                raise ValueError(f"a number of {len(node.value):,} digits")
+            kind = node.tag.rpartition(":")[2]
+            return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.number)
+    return Loader
 
 
 def read_json(region: Region) -> dict[str, Any]:
@@ -57,8 +88,8 @@ def read_json(region: Region) -> dict[str, Any]:
     return value
 
 
-def _text(region: Region) -> str:
-    if region.length > _LARGEST:
+def _text(region: Region, largest: int = _LARGEST) -> str:
+    if region.length > largest:
         raise ValueError(f"{region.name} is too large for what it should be ({region.length:,} bytes)")
     try:
         return region.read().decode("utf-8")
@@ -107,7 +138,30 @@ def arguments(*trees: Mapping[str, Any]) -> dict[str, Any]:
                 value = find(tree, "bias_activation_fusion")
             if value is not None and value != "None":
                 found.setdefault(name, _number(value))
+    for tree in trees:
+        beside = _beside(tree, "num_attention_heads")
+        for name in ("num_layers", "hidden_size"):
+            if beside.get(name) is not None:
+                found.setdefault(name, _number(beside[name]))
     return found
+
+
+def _beside(tree: Any, name: str) -> Mapping[str, Any]:
+    """The mapping that holds a name, nearest to the top; hyphens count as underscores. Empty when none does."""
+    level, visited = [tree], {id(tree)}
+    while level and len(visited) < _MOST_VALUES:
+        deeper = []
+        for value in level:
+            if isinstance(value, Mapping):
+                plain = {key.replace("-", "_"): item for key, item in value.items() if isinstance(key, str)}
+                if isinstance(plain.get(name), str | int | float):
+                    return plain
+            for item in value.values() if isinstance(value, Mapping) else value:
+                if isinstance(item, Mapping | list) and id(item) not in visited:
+                    visited.add(id(item))
+                    deeper.append(item)
+        level = deeper
+    return {}
 
 
 def _number(value: Any) -> Any:

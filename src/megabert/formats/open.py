@@ -95,6 +95,27 @@ def _allowed() -> str:
     return f"{', '.join(first)} or {last}"
 
 
+def find_model(path: Path) -> Found:
+    """The model that a user means: the Transformers folder of `model_folder`, or a checkpoint of another program.
+
+    Args:
+        path: a path, or a name that `named` knows or looks up on the Hugging Face hub; a name is given back as it is.
+
+    Raises:
+        ValueError: there is none; says what the path is instead, and what to do.
+    """
+    from megabert.formats import named
+
+    if named.stands_for(path):
+        return Found("foreign", path)
+    found = look(path)
+    if found.kind == "foreign":
+        return found
+    folder = model_folder(path)
+    # Weights that are a pickle are read as a checkpoint: that runs none of it.
+    return Found("model" if any(folder.glob("*.safetensors")) else "foreign", folder)
+
+
 def model_folder(path: Path) -> Path:
     """The Transformers folder that a user means: the path itself, or `model/` of a run.
 

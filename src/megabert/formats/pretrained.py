@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import MegatronBertConfig
 
-from megabert.formats import named_models
+from megabert.formats import named
 from megabert.formats.checkpoint import PRE_LAYERNORM
 from megabert.formats.checkpoints import find_format, open_checkpoint
 from megabert.formats.huggingface_checkpoint import theirs
@@ -20,7 +20,7 @@ def opened(source: Any, keywords: Mapping[str, Any]) -> tuple[MegatronBertConfig
     """Config and weights of a checkpoint of another format than Transformers', under Transformers' names.
 
     Args:
-        source: a path, or the name of a published model.
+        source: a path, or a name: of a published model, of the user's table, or of what lies in the cache.
         keywords: those of `from_pretrained`; weights given in them (`state_dict`, `gguf_file`) win.
 
     Returns:
@@ -35,7 +35,7 @@ def opened(source: Any, keywords: Mapping[str, Any]) -> tuple[MegatronBertConfig
     if path.exists():
         if find_format(path) in (None, "huggingface"):
             return None
-    elif not _is_published(str(source)):
+    elif not named.is_name(str(source)):
         return None
     checkpoint = open_checkpoint(path if path.exists() else str(source), optimizer=False)
     if checkpoint.family != PRE_LAYERNORM:
@@ -45,8 +45,3 @@ def opened(source: Any, keywords: Mapping[str, Any]) -> tuple[MegatronBertConfig
     config = {name: value for name, value in config.items() if name != "model_type"}
     prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
     return MegatronBertConfig(**config), {prefix + name: tensor.load() for name, tensor in tensors.items()}
-
-
-def _is_published(name: str) -> bool:
-    wanted = named_models.canonical(name)
-    return any(wanted in {named_models.canonical(known.name), *known.spellings} for known in named_models.KNOWN)

@@ -6,6 +6,7 @@ import io
 import math
 import mmap
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+_CHECKED_AT_ONCE = 1 << 26
 _MAPPED_FROM = 1 << 17  # below, reading is faster than mapping
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14; elsewhere refused, which is harmless
 
@@ -27,6 +29,7 @@ class Region:
         path: the file, for opening it and for error texts.
         file: an open nameless file to read instead of `path` (what had to be unpacked); it lives as long as this.
         inner: what the region is inside `path`, for error texts.
+        checksum: the CRC-32 that its bytes must have; None: not known.
     """
 
     path: Path
@@ -34,6 +37,7 @@ class Region:
     length: int
     file: IO[bytes] | None = None
     inner: str = ""
+    checksum: int | None = None
 
     @classmethod
     def whole(cls, path: Path) -> Region:
@@ -85,6 +89,21 @@ class Region:
                 pieces.append(piece)
                 offset, wanted = offset + len(piece), wanted - len(piece)
         return b"".join(pieces)
+
+    def check(self) -> None:
+        """Compare the bytes with their checksum, where there is one.
+
+        Raises:
+            ValueError: they are not those that were written.
+        """
+        if self.checksum is None or self.length == 0:
+            return
+        found = 0
+        for offset in range(0, self.length, _CHECKED_AT_ONCE):
+            part = self.tensor(torch.uint8, (min(_CHECKED_AT_ONCE, self.length - offset),), offset=offset)
+            found = zlib.crc32(part.numpy().data, found)
+        if found != self.checksum:
+            raise ValueError(f"{self.name} is damaged: its bytes do not have the checksum that the file records")
 
     def open(self) -> io.BufferedReader:
         """A seekable file that ends where the region ends."""

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from megabert.formats.checkpoint import LazyTensor
+from megabert.formats import bert_names, fields
+from megabert.formats.checkpoint import POST_LAYERNORM, PRE_LAYERNORM, LazyTensor
 
 _LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
 _WORDS = "bert.embeddings.word_embeddings.weight"
@@ -92,13 +93,56 @@ def main_dtype(tensors: Mapping[str, LazyTensor]) -> str:
     return max(counts, key=lambda name: (counts[name], name)) if counts else "float32"
 
 
-def check(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
-    """Refuse tensors whose shape is not the one that the config gives them.
+def check(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], family: str = PRE_LAYERNORM) -> None:
+    """Refuse tensors that are not those of the config's model: too few, or of another shape.
+
+    Args:
+        config: the sizes as whole numbers (`fields.checked`).
 
     Raises:
-        ValueError: one does not fit, or a layer lacks one that others have; file and key are named.
+        ValueError: one does not fit, or is missing; file and key are named.
     """
+    layers, hidden, heads = count_layers(tensors), config["hidden_size"], config["num_attention_heads"]
+    if layers != config["num_hidden_layers"]:
+        raise ValueError(
+            f"its config tells of {config['num_hidden_layers']} layers, but its weights are those of {layers}"
+        )
+    if hidden % heads:
+        raise ValueError(f"{heads} attention heads do not divide a hidden size of {hidden}")
+    if (config.get("pad_token_id") or 0) >= config["vocab_size"]:
+        raise ValueError(f"pad_token_id {config['pad_token_id']} is no entry of a vocabulary of {config['vocab_size']}")
+    _check_shapes(config, tensors)
+    _check_whole(tensors, layers, family)
+
+
+def check_named(
+    where: str, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], family: str = PRE_LAYERNORM
+) -> None:
+    """As `check`, of a config that still has to prove that it holds sizes; errors name `where`.
+
+    Raises:
+        ValueError: as `check`, or a size is not told.
+    """
+    absent = next((name for name in fields.SIZES if name not in config and name != "type_vocab_size"), None)
+    if absent is not None:
+        raise ValueError(f"{where}: nothing tells {absent}; it is no BERT, or not whole")
+    try:
+        check(config, tensors, family)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
+
+
+def labels(config: Mapping[str, Any]) -> int:
+    """Classes of a task's head, by a config."""
+    named = config.get("id2label")
+    return len(named) if named else config.get("num_labels") or 2
+
+
+def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
     hidden, inner = config["hidden_size"], config["intermediate_size"]
+    multiple = "MultipleChoice" in " ".join(config.get("architectures") or ())
+    classes = 1 if multiple else labels(config)
     shapes: dict[str, tuple[int, ...]] = {
         _WORDS: (config["vocab_size"], hidden),
         "cls.predictions.decoder.weight": (config["vocab_size"], hidden),
@@ -108,6 +152,10 @@ def check(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
         "output.dense.weight": (hidden, inner),
         "cls.seq_relationship.weight": (2, hidden),
         "cls.seq_relationship.bias": (2,),
+        "classifier.weight": (classes, hidden),
+        "classifier.bias": (classes,),
+        "qa_outputs.weight": (2, hidden),
+        "qa_outputs.bias": (2,),
     }
     if _POSITIONS in tensors:
         shapes[_POSITIONS] = (config["max_position_embeddings"], hidden)
@@ -115,22 +163,39 @@ def check(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
         shapes[_TYPES] = (config["type_vocab_size"], hidden)
     square = ("pooler.dense.weight", "transform.dense.weight", "attention.output.dense.weight", "query.weight",
               "key.weight", "value.weight")  # fmt: skip
-    per_layer: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
         layer = _LAYER.match(name)
         leaf = name[layer.end() :] if layer else name
-        if layer:
-            per_layer.setdefault(layer[1], set()).add(leaf)
-        if name.startswith(("classifier.", "qa_outputs.")):
-            continue
         shape = shapes.get(leaf)
         if shape is None:
             shape = (hidden, hidden) if leaf.endswith(square) else (hidden,) if len(tensor.shape) == 1 else None
         if shape is not None and tensor.shape != shape:
             raise ValueError(f"{tensor.origin}: {name} is {list(tensor.shape)}, but must be {list(shape)} by the sizes "
                              "of the model")  # fmt: skip
-    whole = per_layer.get("0", set())
+
+
+def _check_whole(tensors: Mapping[str, LazyTensor], layers: int, family: str) -> None:
+    """Refuse a layer that lacks a weight or has one that others have not, and half a head."""
+    rows = bert_names.first_generation(1) if family == POST_LAYERNORM else bert_names.legacy(1)
+    needed = [name for row in rows if row.place != "last" for name in row.ours]
+    needed += ["bert.encoder.ln.weight", "bert.encoder.ln.bias"] if family == PRE_LAYERNORM else []
+    if family == PRE_LAYERNORM:
+        needed.remove(_TYPES)
+    per_layer: dict[int, set[str]] = {layer: set() for layer in range(layers)}
+    for name in tensors:
+        layer = _LAYER.match(name)
+        if layer:
+            per_layer[int(layer[1])].add(name[layer.end() :])
+    first = {name[layer.end() :] for name in needed if (layer := _LAYER.match(name))} | per_layer[0]
     for layer, leaves in per_layer.items():
-        if leaves != whole:
-            odd = sorted(leaves ^ whole)[0]
-            raise ValueError(f"layers differ: one of layers 0 and {layer} lacks {odd}; the checkpoint is not whole")
+        if leaves != first:
+            odd = sorted(leaves ^ first)[0]
+            place = layer if odd not in leaves else 0
+            raise ValueError(f"layer {place} lacks {odd}; the checkpoint is not whole")
+    absent = [name for name in needed if name not in tensors and not _LAYER.match(name)]
+    for beginning in ("bert.pooler.", "cls.predictions.", "cls.seq_relationship.", "classifier.", "qa_outputs."):
+        if any(name.startswith(beginning) for name in tensors):
+            every = [name for row in rows for name in row.ours if name.startswith(beginning)]
+            absent += [name for name in every if name not in tensors]
+    if absent:
+        raise ValueError(f"{absent[0]} is missing; the checkpoint is not whole")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,49 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Stop before anything is written where something lies already; an empty folder is nothing.
 
     Raises:
-        ValueError: there is something, and `overwrite` was not asked for.
+        ValueError: there is something, and `overwrite` was not asked for or would remove what is no checkpoint's.
     """
     empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-    if (path.exists() or path.is_symlink()) and not overwrite and not empty:
+    if not (path.exists() or path.is_symlink()) or empty:
+        return
+    if not overwrite:
         raise ValueError(f"{path} exists; give another target, or --overwrite to replace it")
+    strange = _strange(path)
+    if strange is not None:
+        raise ValueError(f"{path} is not replaced, --overwrite or not: {strange}; name another target, or remove it "
+                         "yourself")  # fmt: skip
+
+
+_WEIGHTS = re.compile(
+    r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(?:safetensors|bin)|(?:model_optim_rng|model_rng|optim|distrib_optim)\.pt"
+    r"|__\d+_\d+\.distcp|model_weights\.ckpt"
+)
+_BESIDE = re.compile(
+    r"(?:generation_|tokenizer_)?config\.json|(?:model\.safetensors|pytorch_model\.bin)\.index\.json|\.metadata|metadata\.json"
+    r"|common\.pt|latest_checkpointed_iteration\.txt|(?:[0-9a-f]{32}_)?(?:vocab\.txt|tokenizer\.vocab_file)|tokenizer\.json"
+    r"|special_tokens_map\.json|added_tokens\.json|(?:spiece|tokenizer)\.model|model_config\.yaml|[\w-]*_encoder_config\.json"
+    r"|(?:[0-9a-f]{32}_)?(?:megatron_checkpoint_version\.json|tokenizer_vocab_dict(?:\.json)?)"
+)
+_FOLDERS = re.compile(r"iter_\d{7,}|release|model_weights|(?:mp_rank_\d{2,}(?:_\d{3,})*|tp_rank_\d{2,}_pp_rank_\d{3,})")
+_ARCHIVES = (".nemo", ".pt", ".ckpt", ".zip", ".bin", ".safetensors")
+
+
+def _strange(path: Path) -> str | None:
+    """What speaks against removing a path: a file that no checkpoint has, or that there is no checkpoint at all."""
+    if not path.is_dir():
+        whole = not path.is_file() or path.suffix.lower() in _ARCHIVES
+        return None if whole else f"a file called {path.name} is no checkpoint"
+    weights = False
+    for entry in path.rglob("*"):
+        inner = entry.relative_to(path)
+        if entry.is_dir() and not entry.is_symlink():
+            if not _FOLDERS.fullmatch(entry.name):
+                return f"no checkpoint has a folder {inner}, which is in it"
+        elif _WEIGHTS.fullmatch(entry.name):
+            weights = True
+        elif not _BESIDE.fullmatch(entry.name):
+            return f"no checkpoint has a file {inner}, which is in it"
+    return None if weights else "there are no weights in it, so it is no checkpoint"
 
 
 _MOST_FILES = 100_000

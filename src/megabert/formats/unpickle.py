@@ -7,6 +7,7 @@ storage; stream: five pickles, then the storages one behind the other).
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import tempfile
@@ -17,6 +18,9 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from megabert.formats import unpickle_machine
+from megabert.formats.bounds import LONGEST_NAME, Budget
+from megabert.formats.checkpoint import LazyTensor
+from megabert.formats.fields import shown
 from megabert.formats.regions import Region
 from megabert.formats.unpickle_globals import DTYPES, STORAGES, Placeholder, Storage
 
@@ -24,6 +28,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _LARGEST_RATIO = 200  # of a compressed member; weights compress by less than 2, pickles by less than 20
 _MOST_RECORDS = 1_000_000
+_DEEPEST, _SHOWN_ARGUMENTS = 50, 16
 
 
 class Loaded(NamedTuple):
@@ -59,31 +64,50 @@ def loads(data: bytes, where: str) -> Loaded:
     return Loaded(value, tuple(sorted(foreign)))
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, where: str = "the pickle") -> Any:
     """Plain values only: dtypes and placeholders as text, tensors of one number as the number, other tensors left out.
 
     Dicts get text as keys; what is nested more than 50 deep is left out.
-    """
-    from megabert.formats.checkpoint import LazyTensor
 
+    Args:
+        where: the file, for the error.
+
+    Raises:
+        ValueError: shared parts, counted each time, are more values than a checkpoint's arguments have.
+    """
+    return _plain(value, 0, Budget(where))
+
+
+def _plain(value: Any, depth: int, budget: Budget) -> Any:
+    budget.spend()
     if isinstance(value, str | int | float | bool | type(None)):
         return value
-    if depth > 50:
+    if depth > _DEEPEST:
         return None
     if isinstance(value, dict):
-        return {str(name): plain(item, depth + 1) for name, item in value.items()}
+        return _plain_items(value, depth, budget)
     if isinstance(value, Placeholder):
         if value.name.endswith(("Namespace", "SimpleNamespace")) or value.state:
-            return {str(name): plain(item, depth + 1) for name, item in value.state.items()}
-        arguments = [plain(item, depth + 1) for item in value.arguments or ()]
-        return f"{value.name}({', '.join(map(str, arguments))})" if arguments else value.name
+            return _plain_items(value.state, depth, budget)
+        scalars = (_shown(item) for item in (value.arguments or ())[:_SHOWN_ARGUMENTS])
+        return f"{value.name}({', '.join(scalars)})" if value.arguments else value.name
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, depth + 1) for item in value]
+        return [_plain(item, depth + 1, budget) for item in value]
     if isinstance(value, LazyTensor):
         return value.load().item() if value.numbers == 1 else None
     if isinstance(value, bytes | bytearray):
         return None
     return str(value)
+
+
+def _plain_items(items: dict[Any, Any], depth: int, budget: Budget) -> dict[str, Any]:
+    return {_shown(name): _plain(item, depth + 1, budget) for name, item in items.items()}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value[:LONGEST_NAME]
+    return str(value) if isinstance(value, torch.dtype) else shown(value)
 
 
 def _load_zip(region: Region) -> Loaded:
@@ -111,6 +135,7 @@ def _load_zip(region: Region) -> Loaded:
             storages[key] = Storage(dtype, numbers, record.name, record)
         return storages[key]
 
+    records[pickles[0]].check()
     with records[pickles[0]].open() as file:
         data, foreign = unpickle_machine.run(file, region.name, persistent)
     return Loaded(data, tuple(sorted(foreign)))
@@ -154,7 +179,8 @@ def _member(region: Region, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     offset = entry.header_offset + 30 + name_length + extra_length
     if offset + entry.file_size > region.length or entry.file_size != entry.compress_size:
         raise ValueError(f"{region.name} is damaged: it ends before {entry.filename[:80]!r} does (cut short)")
-    return region.part(offset, entry.file_size, entry.filename)
+    # torch writes 0 where it was told to leave checksums out.
+    return dataclasses.replace(region.part(offset, entry.file_size, entry.filename), checksum=entry.CRC or None)
 
 
 def _unpacked(region: Region, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Region:
@@ -208,7 +234,9 @@ def _load_stream(region: Region) -> Loaded:
         protocol, _ = unpickle_machine.run(file, region.name)
         system, _ = unpickle_machine.run(file, region.name)
         if protocol != _PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is False:
-            raise ValueError(f"{region.name}: a file of torch.save of a kind that is not read (protocol {protocol!r})")
+            raise ValueError(
+                f"{region.name}: a file of torch.save of a kind that is not read (protocol {shown(protocol)})"
+            )
         data, foreign = unpickle_machine.run(file, region.name, persistent)
         keys, _ = unpickle_machine.run(file, region.name)
         _place(region, file.tell(), keys, storages)

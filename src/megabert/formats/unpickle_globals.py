@@ -71,21 +71,25 @@ class Placeholder:
 class Storage:
     """The numbers of one or more tensors: `numbers` of `dtype`, in a region that may be known only later."""
 
-    __slots__ = ("dtype", "numbers", "region", "where")
+    __slots__ = ("_checked", "dtype", "numbers", "region", "where")
 
     def __init__(self, dtype: torch.dtype, numbers: int, where: str, region: Region | None = None):
         self.dtype = dtype
         self.numbers = numbers
         self.where = where
         self.region = region
+        self._checked = False
 
     def tensor(self, shape: tuple[int, ...], offset: int, strides: tuple[int, ...] | None) -> torch.Tensor:
         """A tensor of these numbers from `offset` on; strides of None: contiguous.
 
         Raises:
-            ValueError: the file is cut short.
+            ValueError: the file is cut short, or its bytes are not those of their checksum.
         """
         assert self.region is not None, self.where
+        if not self._checked:
+            self.region.check()
+            self._checked = True
         return self.region.tensor(self.dtype, shape, offset=offset * self.dtype.itemsize, strides=strides)
 
 
@@ -110,6 +114,10 @@ def resolve(module: str, name: str, where: str) -> Any:
     return Placeholder(f"{module}.{name}")
 
 
+# Larger numbers may be chosen so that all have one hash, and a long tuple is hashed anew each time.
+_LARGEST_KEY, _LONGEST_KEY = 1 << 60, 64
+
+
 def _ordered(pairs: Any = (), *_: Any) -> dict[Any, Any]:
     if isinstance(pairs, dict):
         return dict(pairs)
@@ -122,10 +130,18 @@ def key(value: Any) -> Any:
     Raises:
         ValueError: it may not.
     """
-    if isinstance(value, str | int | float | bytes | complex | torch.dtype | Placeholder | Storage | type(None)):
+    if isinstance(value, str | float | bytes | complex | torch.dtype | Placeholder | Storage | type(None)):
         return value
-    if isinstance(value, tuple) and all(
-        isinstance(item, str | int | float | bytes | torch.dtype | Placeholder | type(None)) for item in value
+    if isinstance(value, int) and abs(value) < _LARGEST_KEY:
+        return value
+    if (
+        isinstance(value, tuple)
+        and len(value) <= _LONGEST_KEY
+        and all(
+            isinstance(item, str | float | bytes | torch.dtype | Placeholder | type(None))
+            or (isinstance(item, int) and abs(item) < _LARGEST_KEY)
+            for item in value
+        )
     ):
         return value
     raise ValueError(f"a {type(value).__name__} is no key of a dictionary")
@@ -186,7 +202,7 @@ def _encode(text: Any, encoding: Any = "utf-8", *_: Any) -> bytes:
 def _scalar(dtype: Any, data: Any = b"") -> Any:
     code = dtype.arguments[0] if isinstance(dtype, Placeholder) and dtype.arguments else None
     form = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "i2": "<h", "u8": "<Q", "u4": "<I", "b1": "?"}
-    if code in form and isinstance(data, bytes) and len(data) == struct.calcsize(form[code]):
+    if isinstance(code, str) and code in form and isinstance(data, bytes) and len(data) == struct.calcsize(form[code]):
         return struct.unpack(form[code], data)[0]
     return Placeholder("numpy.generic", (dtype, data))
 

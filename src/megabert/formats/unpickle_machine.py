@@ -11,9 +11,12 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
+from megabert.formats.bounds import MOST_STEPS, Budget
+from megabert.formats.bounds import name as bounded_name
 from megabert.formats.unpickle_globals import CALLS, Placeholder, key, resolve
 
 LARGEST_PICKLE = 64 << 20
+_LARGEST_MEMO = 1 << 32
 _MARK = object()
 
 Persistent = Callable[[Any], Any]
@@ -40,6 +43,7 @@ def run(file: IO[bytes], where: str, persistent: Persistent | None = None) -> tu
             handler = _HANDLERS.get(opcode.name)
             if handler is None:
                 raise ValueError(f"the pickle uses {opcode.name}, which no checkpoint needs")
+            machine.budget.spend()
             handler(machine, argument)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         text = " ".join(str(error)[:400].split())
@@ -74,6 +78,13 @@ class _Limited:
         return LARGEST_PICKLE - self._left
 
 
+def _copied(value: Any) -> int:
+    """What a copy of a value costs, in values or blocks of 64 bytes: one object may be copied again and again."""
+    if isinstance(value, str | bytes | bytearray):
+        return len(value) >> 6
+    return len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
+
+
 class _Machine:
     def __init__(self, where: str, persistent: Persistent | None):
         self.where = where
@@ -81,6 +92,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.foreign: set[str] = set()
+        self.budget = Budget(where, MOST_STEPS, "steps")
 
     def result(self) -> Any:
         if len(self.stack) != 1 or self.stack[0] is _MARK:
@@ -112,7 +124,7 @@ class _Machine:
     def find(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a global without a name")
-        return resolve(module, name, self.where)
+        return resolve(bounded_name(module, self.where), bounded_name(name, self.where), self.where)
 
     def call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Placeholder) or function.arguments is not None:
@@ -120,6 +132,7 @@ class _Machine:
         if not isinstance(arguments, tuple):
             raise ValueError("a call without arguments")
         if function.name in CALLS:
+            self.budget.spend(sum(map(_copied, arguments)))
             return CALLS[function.name](*arguments)
         if function.name in ("copyreg._reconstructor", "copy_reg._reconstructor"):
             function = arguments[0]
@@ -139,6 +152,7 @@ class _Machine:
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         for part in parts:
             if isinstance(part, dict):
+                self.budget.spend(len(part))
                 target.state.update(part)
             elif part is not None:
                 target.state["state"] = state
@@ -182,6 +196,8 @@ class _Machine:
         return tuple(reversed(values))
 
     def remember(self, index: int) -> None:
+        if not 0 <= index < _LARGEST_MEMO:
+            raise ValueError("an impossible place in the memo")
         self.memo[index] = self.top()
 
 

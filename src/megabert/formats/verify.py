@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import BertConfig, BertForPreTraining, MegatronBertConfig, PreTrainedModel
+from transformers import BertConfig, MegatronBertConfig, PreTrainedModel
 
-from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint
+from megabert.formats.checkpoint import POST_LAYERNORM, Checkpoint, architecture
 from megabert.models.auto import CLASSES
 
 LIMIT = 1e-5
 _SEED = 1234
 _ROWS, _LENGTH = 2, 24
+_POST_LAYERNORM = ("BertModel", "BertForPreTraining", "BertForMaskedLM", "BertForNextSentencePrediction",
+                   "BertForSequenceClassification", "BertForMultipleChoice", "BertForTokenClassification",
+                   "BertForQuestionAnswering")  # fmt: skip
 
 
 def make_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -23,17 +27,19 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Pr
         ValueError: weights are missing or left over; the first few are named.
     """
     config = dict(checkpoint.config)
-    name = (config.get("architectures") or ["MegatronBertModel"])[0]
+    post = checkpoint.family == POST_LAYERNORM
+    name = (config.get("architectures") or [architecture(checkpoint)])[0]
     for key in ("architectures", "dtype", "model_type"):
         config.pop(key, None)
-    if checkpoint.family == POST_LAYERNORM:
-        made: PreTrainedModel = BertForPreTraining(BertConfig(**config))
-    else:
-        classes = {model.__name__: model for model in CLASSES.values()}
-        if name not in classes:
-            raise ValueError(f"no model of this package is called {name}")
-        tokentypes = {} if "tokentypes" in checkpoint.parts else {"type_vocab_size": 2}
-        made = classes[name](MegatronBertConfig(**{**config, **tokentypes}))
+    theirs = {kind: getattr(transformers, kind) for kind in _POST_LAYERNORM}
+    classes = theirs if post else {model.__name__: model for model in CLASSES.values()}
+    if name not in classes:
+        raise ValueError(f"{name} is no model that can be run here; one of {', '.join(classes)} is needed")
+    if "tokentypes" not in checkpoint.parts:
+        config["type_vocab_size"] = 2
+    made_of = BertConfig(**config) if post else MegatronBertConfig(**config)
+    alone = {"add_pooling_layer": "pooler" in checkpoint.parts} if name in ("BertModel", "MegatronBertModel") else {}
+    made: PreTrainedModel = classes[name](made_of, **alone)
     _fill(made, checkpoint, dtype)
     return made.to(dtype=dtype).eval()  # type: ignore[call-arg]
 
@@ -111,7 +117,7 @@ def largest_difference(first: Checkpoint, second: Checkpoint) -> tuple[float, di
     """The largest difference of any output, and that of each; one model is in memory at a time.
 
     Raises:
-        ValueError: the two are not comparable: other sizes, or other heads.
+        ValueError: the two are not comparable: other sizes, other heads, or answers that are no numbers.
     """
     entries = min(first.config["vocab_size"], second.config["vocab_size"])
     one = logits(first, entries)
@@ -119,6 +125,11 @@ def largest_difference(first: Checkpoint, second: Checkpoint) -> tuple[float, di
     if set(one) != set(two):
         raise ValueError(f"the two have different heads: {', '.join(sorted(one))} and {', '.join(sorted(two))}")
     differences = {}
+    for answers, whose in ((one, "the source"), (two, "what was written")):
+        for name, value in answers.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} of {whose} are not finite (NaN or infinity): its weights are damaged, or too "
+                                 "large for these inputs, and there is nothing to compare")  # fmt: skip
     for name, value in one.items():
         if value.shape != two[name].shape:
             raise ValueError(f"{name} is {list(value.shape)} of one and {list(two[name].shape)} of the other")

@@ -52,6 +52,24 @@ def allowed_places(attention_mask: Tensor) -> Tensor:
     return allowed[:, None] if allowed.dim() == 3 else allowed
 
 
+def check_mask_shape(name: str, mask: object, queries: int, keys: int) -> None:
+    """Refuse a mask of another sequence: one that forbids nothing would otherwise pass unnoticed.
+
+    Args:
+        mask: as `allowed_places`, or additive; anything else is left to whoever takes it.
+        queries: places that ask; a mask may have 1 for all of them.
+        keys: places that are asked, those in the cache included.
+
+    Raises:
+        ValueError: the numbers of keys or queries differ.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 3, 4):
+        return
+    shape = list(mask.shape)
+    if shape[-1] != keys or (len(shape) > 2 and shape[-2] not in (1, queries)):
+        raise ValueError(f"{name} of shape {shape} does not fit {queries} tokens that attend to {keys}")
+
+
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where `allowed`, the least number of `dtype` elsewhere; same shape."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)

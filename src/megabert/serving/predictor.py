@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import MegatronBertConfig, PreTrainedModel
 
-from megabert.formats import huggingface
-from megabert.formats.open import model_folder
+from megabert.formats import huggingface, verify
+from megabert.formats.checkpoint import PRE_LAYERNORM
+from megabert.formats.checkpoints import open_checkpoint
+from megabert.formats.open import find_model
 from megabert.models.bert.config import settings
 from megabert.models.bert.language import MegatronBertForMaskedLM
 from megabert.models.bert.pretraining import MegatronBertForNextSentencePrediction, MegatronBertForPreTraining
@@ -68,13 +71,17 @@ class Predictor:
         """Read a model that was saved.
 
         Args:
-            path: a Transformers folder with its tokenizer, or a run folder.
+            path: a Transformers folder with its tokenizer, a run folder, a checkpoint of any format that
+                `open_checkpoint` opens, or a name that it knows.
             dtype: of weights and arithmetic; `torch.bfloat16` halves memory.
 
         Raises:
             ValueError: there is no such model, it has no head for these questions, or it is damaged.
         """
-        folder = model_folder(path)
+        found = find_model(path)
+        if found.kind == "foreign":
+            return cls._from_checkpoint(found.path, device, dtype)
+        folder = found.path
         facts = huggingface.read_facts(folder)
         if not facts.tokenizer:
             raise ValueError(
@@ -92,6 +99,26 @@ class Predictor:
             folder, MegatronBertForPreTraining if masks and pairs else chosen, dtype=dtype, device=device
         )
         return cls(model, word_piece.load(folder))
+
+    @classmethod
+    def _from_checkpoint(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> Predictor:
+        checkpoint = open_checkpoint(str(path), optimizer=False)
+        if checkpoint.family != PRE_LAYERNORM:
+            raise ValueError(f"{path} is a post-LayerNorm BERT, no Megatron BERT; `megabert convert` makes it a folder "
+                             "for Transformers")  # fmt: skip
+        if not {"lm_head", "binary_head"} & set(checkpoint.parts):
+            raise ValueError(f"{path} has neither a masked-word head nor a sentence-pair head")
+        if not checkpoint.vocabulary:
+            said = next(
+                (note for note in checkpoint.notes if "tokenizer is missing" in note), "put a vocab.txt beside it"
+            )
+            raise ValueError(f"{path} holds no tokenizer: {said}")
+        model = verify.make_model(checkpoint, dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in checkpoint.vocabulary.items():
+                (Path(folder) / Path(name).name).write_bytes(data)
+            tokenizer = word_piece.load(Path(folder))
+        return cls(model.to(device), tokenizer)  # type: ignore[arg-type]
 
     @property
     def pair_meaning(self) -> str:

@@ -94,7 +94,7 @@ class Tuning(Trainer):
         self.batch_tokens = batch_tokens
         self.scores: dict[int, float] = {}
 
-    def fit(self) -> Outcome:
+    def fit(self, accepted: Callable[[], None] | None = None) -> Outcome:
         """As `Trainer.fit`; a run whose patience was at its end stays there."""
         latest = self.checkpoints.named("latest")
         if latest is not None:
@@ -103,7 +103,7 @@ class Tuning(Trainer):
             lines = read_lines(self.folder / "metrics.jsonl")
             self.scores = {line["step"]: line[name] for line in lines if name in line and line["step"] <= step}
             self._stop_if_exhausted(step)
-        return super().fit()
+        return super().fit(accepted)
 
     def evaluate(self, rows: Rows, *, stop: Callable[[], bool] | None = None) -> Scored | None:
         """The scores on all validation examples, each once, whatever `rows` are."""

@@ -41,7 +41,7 @@ class Evaluation:
             metrics[f"{prefix}_{name}_loss"] = loss
             metrics[f"{prefix}_{name}_accuracy"] = self.accuracies[name]
         if "lm" in self.losses:
-            metrics[f"{prefix}_perplexity"] = math.exp(min(20.0, self.losses["lm"]))
+            metrics[f"{prefix}_perplexity"] = math.exp(min(self.losses["lm"], 20.0))  # NaN stays NaN
         return metrics
 
 

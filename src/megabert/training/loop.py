@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -110,8 +111,11 @@ class Trainer:
         self._faults = 0
         self._sinks: list[Sink] = []
 
-    def fit(self) -> Outcome:
+    def fit(self, accepted: Callable[[], None] | None = None) -> Outcome:
         """Train to the end, or until a signal, --exit-interval or --exit-duration-in-mins; save; say how to go on.
+
+        Args:
+            accepted: called when the checkpoint to go on from, if any, was found to fit: nothing was written before.
 
         Raises:
             ValueError: a checkpoint damaged or of another run; bad rows; under `--on-nan stop`, a loss that is NaN.
@@ -121,6 +125,8 @@ class Trainer:
         with self.checkpoints.alone():
             self.checkpoints.prepare()
             self._restore()
+            if accepted is not None:
+                accepted()
             self._sinks = open_sinks(self.folder, self.options, self.steps, after=self.progress.step, say=self.say)
             batches = self._open_batches()
             try:
@@ -230,22 +236,17 @@ class Trainer:
         self.evaluation = evaluation
         progress.evaluated = progress.step
         self._write({"step": progress.step, "samples": progress.samples, **evaluation.record()})
-        if progress.best is None or evaluation.loss < progress.best:
+        if math.isfinite(evaluation.loss) and (progress.best is None or evaluation.loss < progress.best):
             progress.best = evaluation.loss
             if self.options.save_best:
                 self.save(best=True)
 
     def evaluate(self, rows: Rows, *, stop: Callable[[], bool] | None = None) -> Evaluation | None:
         """Losses and accuracies on the first --eval-iters x --eval-batch-size of the rows; None when given up."""
-        size = self.options.eval_batch_size or self.options.batch_size
         batches = evaluation_batches(
-            rows,
-            batch=size,
-            limit=evaluation_rows_of(self.options),
-            workers=self.options.num_workers,
-            device=self.device,
-            stack=self.stack,
-        )
+            rows, batch=self.options.eval_batch_size or self.options.batch_size, limit=evaluation_rows_of(self.options),
+            workers=self.options.num_workers, device=self.device, stack=self.stack,
+        )  # fmt: skip
         return evaluate(self.model, self.objective, batches, device=self.device, stop=stop)
 
     def save(self, *, best: bool = False) -> Path:
@@ -280,7 +281,7 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go on from the run folder's newest checkpoint, else from --load, else from the beginning."""
-        path, own = resume.beginning(self.checkpoints, self.options.load)
+        path, own = resume.beginning(self.checkpoints, self.options.load, self.say)
         if path is None:
             return
         if own and self.options.load is not None and not path.resolve().is_relative_to(self.options.load.resolve()):
@@ -289,16 +290,18 @@ class Trainer:
 
     def _load(self, path: Path, *, whole: bool, own: bool) -> None:
         """Take a checkpoint: all of it when `whole`, else the weights. `own`: it lies in this run's folder."""
-        found = resume.read(path)
+        with self.checkpoints.advising(own):
+            found = resume.read(path)
         weights = self.train_step.weights
         snapshot.check_weights(weights.state(), found.weights, path)
         weights.load(found.weights)
         if not whole:
             self.say(f"starting from the weights of {path}")
             return
-        snapshot.check_identity(self.identity, found.identity, path)
+        snapshot.check_identity(self.identity, found.identity, path, own=own)
         try:
             self.progress = Progress(**found.state["progress"])
+            snapshot.check_length(self.progress.step, self.steps, path)
             self.meter.load(found.state["meter"])
             self._load_scale(found.state["scaler"])
             if self.options.use_checkpoint_lr_scheduler:

@@ -59,7 +59,11 @@ class BatchOptions:
         minimum=1,
     )
     seed: int = option(
-        1234, "seed of the initial weights, the sample order, the masking and the dropout", example="7", minimum=0
+        1234,
+        "seed of the initial weights, the sample order, the masking and the dropout",
+        example="7",
+        minimum=0,
+        maximum=2**63 - 1,
     )
     eval_batch_size: int | None = option(
         None, "rows in one forward pass of an evaluation; left out, --batch-size", example="64", minimum=1

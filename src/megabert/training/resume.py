@@ -23,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,20 @@ class Checkpoints:
             ValueError: another process holds it.
             OSError: the folder cannot be made.
         """
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"another process is training in {self.folder.parent}: stop it, or give another --save folder"
-                ) from None
-            yield
+        try:
+            with (self.folder / ".lock").open("w") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ValueError(
+                        f"another process is training in {self.folder.parent}: stop it, or give another --save folder"
+                    ) from None
+                yield
+        except BaseException:
+            runtime.remove_empty(made, ".lock")
+            raise
 
     def prepare(self) -> None:
         """Make the folder, and remove what a killed save has left.
@@ -138,9 +143,41 @@ class Checkpoints:
         """The checkpoint that `latest` or `best` names; None when there is no such file.
 
         Raises:
-            ValueError: it names something that is not there.
+            ValueError: it names something that is not there; the newest whole one is named.
         """
         return _follow(self.folder / name)
+
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint whose files are as they were written; None without one."""
+        for step in reversed(self.steps()):
+            path = self.folder / folder_name(step)
+            try:
+                verify(path)
+            except (ValueError, OSError):
+                continue
+            return path
+        return None
+
+    def advice(self) -> str:
+        """What a user can do when the checkpoint that is next cannot be used."""
+        whole = self.newest_whole()
+        if whole is not None:
+            return f"the newest whole one is {whole.name}: --load {whole} goes on from it"
+        return "there is no whole one beside it: start again with another --save folder"
+
+    @contextmanager
+    def advising(self, own: bool) -> Iterator[None]:
+        """Add `advice` to what is wrong with a checkpoint of this run (`own`).
+
+        Raises:
+            ValueError: the block's, with the advice.
+        """
+        try:
+            yield
+        except ValueError as error:
+            if not own:
+                raise
+            raise ValueError(f"{error}; {self.advice()}") from None
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
@@ -177,7 +214,7 @@ def _follow(pointer: Path) -> Path | None:
         return None
     if not _STEP.fullmatch(name) or not (pointer.parent / name).is_dir():
         raise ValueError(
-            f"{pointer} names {name[:80]!r}, which is no checkpoint there; write the name of a whole one into it"
+            f"{pointer} names {name[:80]!r}, which is no checkpoint there; {Checkpoints(pointer.parent).advice()}"
         )
     return pointer.parent / name
 
@@ -196,27 +233,40 @@ def find(path: Path) -> Path:
         found = _follow(folder / "latest")
         if found is not None:
             return found
+        if Checkpoints(folder).steps():
+            raise ValueError(f"--load: {folder / 'latest'} is missing; {Checkpoints(folder).advice()}")
     raise ValueError(f"--load: {path} holds no checkpoint (neither checksums.json nor checkpoints/latest)")
 
 
-def beginning(checkpoints: Checkpoints, load: Path | None) -> tuple[Path | None, bool]:
+def beginning(
+    checkpoints: Checkpoints, load: Path | None, say: Callable[[str], None] = print
+) -> tuple[Path | None, bool]:
     """Where a run starts: the checkpoint, if any, and whether it is the run's own.
 
     The run's own checkpoints come before a `load` from elsewhere, which was the run's beginning: so the command that
-    started a run also goes on with it. A `load` inside the run's folder chooses among its own.
+    started a run also goes on with it. A `load` inside the run's folder chooses among its own, whatever `latest` says.
+    Without `latest` the newest whole one is taken, aloud: a run that has checkpoints never starts again.
 
     Raises:
-        ValueError: `load` holds no checkpoint.
+        ValueError: `load` holds no checkpoint; `latest` names none, or is missing and no checkpoint is whole.
     """
+    folder = checkpoints.folder.resolve()
+    inside = load is not None and load.resolve().is_relative_to(folder.parent)
+    if load is not None and inside and load.resolve() not in (folder, folder.parent):
+        return find(load), True
     latest = checkpoints.named("latest")
-    run_folder = checkpoints.folder.parent.resolve()
-    inside = load is not None and load.resolve().is_relative_to(run_folder)
-    if load is None or (latest is not None and not inside):
+    if latest is None and checkpoints.steps():
+        latest = checkpoints.newest_whole()
+        if latest is None:
+            raise ValueError(
+                f"{checkpoints.folder}: `latest` is missing, and none of the {len(checkpoints.steps())} checkpoints is "
+                "whole; start again with another --save folder"
+            )
+        say(f"{checkpoints.folder / 'latest'} is missing: the newest whole checkpoint is {latest.name}")
+    # --load and --save may name one folder, which is still empty: Megatron's way to say "from there if you can".
+    if latest is not None or load is None or inside:
         return latest, True
-    if inside and latest is None and load.resolve() == run_folder:
-        # --load and --save name one folder, which is still empty: Megatron's way to say "from there if you can".
-        return None, True
-    return find(load), inside
+    return find(load), False
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
@@ -271,11 +321,9 @@ def verify(folder: Path) -> None:
         if not path.is_file():
             raise ValueError(f"{folder} is not a whole checkpoint: {name} is missing")
         if not isinstance(expected, dict) or path.stat().st_size != expected.get("bytes"):
-            raise ValueError(f"{path} is damaged: its size is not the one in checksums.json; load another checkpoint")
+            raise ValueError(f"{path} is damaged: its size is not the one in checksums.json")
         if _digest(path) != expected:
-            raise ValueError(
-                f"{path} is damaged: its SHA-256 is not the one in checksums.json; load another checkpoint"
-            )
+            raise ValueError(f"{path} is damaged: its SHA-256 is not the one in checksums.json")
 
 
 def read(folder: Path) -> Snapshot:

@@ -120,3 +120,11 @@ def make_scaler(options: PrecisionOptions) -> Scaler:
     return DynamicScale(
         options.initial_loss_scale, options.min_loss_scale, options.loss_scale_window, options.hysteresis
     )
+
+
+def nothing_learned(steps: int, scale: float) -> str:
+    """What to say after a run in which every one of its `steps` was skipped, the last one with this loss scale."""
+    said = f"warning: each of the {steps} steps was skipped, so the weights are still those of the beginning"
+    if scale == 1:
+        return said
+    return f"{said}; the loss scale is {scale:.0f} now: train longer, or begin with a lower --initial-loss-scale"

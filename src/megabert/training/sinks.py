@@ -95,16 +95,18 @@ class JsonLines:
     Args:
         after: lines of a later step, and a last line that was cut off by a kill, are removed first, so that a
             resumed run's file is that of an unbroken one.
+        say: takes a line about each damaged one that is left out.
 
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, *, after: int):
+    def __init__(self, path: Path, *, after: int, say: Callable[[str], None] = print):
         self.path = path
         if path.exists():
+            kept = [record for record in read_lines(path, say) if record["step"] <= after]
             with runtime.atomic_write(path) as file:
-                file.writelines(json.dumps(record) + "\n" for record in read_lines(path) if record["step"] <= after)
+                file.writelines(json.dumps(record) + "\n" for record in kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
@@ -128,18 +130,25 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, up to the first line that is not one (a kill may cut the last)."""
+def read_lines(path: Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, without a last line that a kill has cut and without damaged ones.
+
+    Args:
+        say: takes a line about each damaged one.
+    """
     records = []
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int) or not line.endswith("\n"):
-                break
-            records.append(record)
+            except (json.JSONDecodeError, RecursionError):
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+            elif say is not None:
+                say(f"{path}: line {number} is damaged and is left out")
     return records
 
 
@@ -183,7 +192,7 @@ def open_sinks(folder: Path, options: RunOptions, steps: int, *, after: int, say
         ValueError: a folder for TensorBoard was named, and TensorBoard is not installed.
         OSError: a file cannot be written.
     """
-    sinks: list[Sink] = [Console(steps, say), JsonLines(folder / "metrics.jsonl", after=after)]
+    sinks: list[Sink] = [Console(steps, say), JsonLines(folder / "metrics.jsonl", after=after, say=say)]
     if not options.tensorboard:
         return sinks
     wanted = {"lr": options.log_learning_rate_to_tensorboard, "loss_scale": options.log_loss_scale_to_tensorboard}

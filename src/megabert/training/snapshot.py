@@ -67,18 +67,41 @@ def check_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], f
         raise ValueError(f"{folder} belongs to another model: {', '.join(differences[:3])}{more}")
 
 
-def check_identity(expected: Mapping[str, str], found: Mapping[str, str], folder: Path) -> None:
+def check_identity(expected: Mapping[str, str], found: Mapping[str, str], folder: Path, *, own: bool) -> None:
     """Refuse to go on with other data or another tokenizer.
+
+    Args:
+        own: the checkpoint lies in the folder of the run that would go on.
 
     Raises:
         ValueError: a value that both know differs; the first one is named.
     """
     for name, value in expected.items():
         if name in found and found[name] != value:
+            weights_only = "--finetune to take only the weights"
+            if own:
+                weights_only = f"another --save folder with --load {folder} --finetune to take only the weights"
             raise ValueError(
                 f"{folder} was trained with another {name}: {found[name]} there, {value} here; "
-                "give the same, or --finetune to take only the weights"
+                f"give the same, or {weights_only}"
             )
+
+
+def check_length(step: int, steps: int, folder: Path) -> None:
+    """Refuse to go on with a run that is over.
+
+    Args:
+        step: updates that were made.
+        steps: updates of the whole run as it is asked for now.
+
+    Raises:
+        ValueError: more were made than are asked for.
+    """
+    if step > steps:
+        raise ValueError(
+            f"{folder} is at step {step}, past the {steps} steps that are asked for now; ask for {step} or more "
+            "(--train-iters), or --load an earlier checkpoint"
+        )
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
+import torch
 from transformers import MegatronBertConfig
+from transformers.utils import is_flash_attn_2_available
 
 from megabert.models.options import ModelOptions
 
@@ -52,6 +54,26 @@ def settings(config: MegatronBertConfig) -> Settings:
             raise ValueError(f"config: {field.name} is {value!r}, but must be {names}")
         values[field.name] = value
     return Settings(**values)
+
+
+def check_kernel(name: str, device: torch.device, attention_dropout: float) -> None:
+    """Refuse an attention kernel that cannot train here.
+
+    Args:
+        name: of `KERNELS`.
+
+    Raises:
+        ValueError: FlexAttention or FlashAttention without a GPU, the first with dropout, the second not installed.
+    """
+    kernel, reason = KERNELS[name], ""
+    if kernel in ("flex_attention", "flash_attention_2") and device.type != "cuda":
+        reason = f"trains on a GPU only, and this run is on {device.type}"
+    elif kernel == "flex_attention" and attention_dropout:
+        reason = "has no dropout: --attention-dropout 0 goes with it"
+    elif kernel == "flash_attention_2" and not is_flash_attn_2_available():
+        reason = "is of the package flash-attn, which is not installed"
+    if reason:
+        raise ValueError(f"--attention-implementation: {name} {reason}; auto needs nothing more")
 
 
 def padded_vocabulary_size(vocabulary_size: int, multiple: int) -> int:

@@ -24,13 +24,17 @@ from megabert.models.bert.config import settings
 from megabert.models.bert.heads import MegatronBertLMPredictionHead
 from megabert.models.bert.layers import MegatronBertEmbeddings, MegatronBertPooler, OutputLinear, places
 from megabert.models.bert.stack import MegatronBertEncoder
-from megabert.models.masks import OWN_KERNELS, foreign_mask, own_mask
+from megabert.models.masks import OWN_KERNELS, check_mask_shape, foreign_mask, own_mask
 
 Opener = Callable[[Any, Mapping[str, Any]], tuple[MegatronBertConfig, dict[str, Tensor]] | None]
 """(path or name, keywords of `from_pretrained`) -> config and weights by Transformers' names; None: not one of its."""
 
 UNDIVIDED = ["MegatronBertEmbeddings", "MegatronBertLayer"]
 """Modules that `device_map` keeps on one device."""
+
+
+FOR_STRANGERS = [r"megabert_only\..*"]
+"""Tensors that are written for other packages to stumble over."""
 
 
 class MegatronBertPreTrainedModel(PreTrainedModel):
@@ -45,6 +49,7 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = UNDIVIDED
+    _keys_to_ignore_on_load_unexpected = FOR_STRANGERS
     open_elsewhere: ClassVar[Opener | None] = None
     """What reads checkpoints that Transformers does not know; `megabert` sets it, this room knows no format."""
 
@@ -61,6 +66,8 @@ class MegatronBertPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         config, tensors = found
         kwargs.setdefault("config", config)
+        if cls is MegatronBertModel and not any(name.startswith("bert.pooler.") for name in tensors):
+            kwargs.setdefault("add_pooling_layer", False)  # not one of random numbers
         return super().from_pretrained(None, *args, state_dict=tensors, **kwargs)
 
     @torch.no_grad()
@@ -137,15 +144,19 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
     ) -> tuple[Any, Any]:
         """The masks of self and cross attention, in the form of the kernel that this call will use."""
         causal = bool(self.config.is_decoder)
+        queries = hidden.shape[1]
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        check_mask_shape("attention_mask", attention_mask, queries, past + queries)
+        if encoder_hidden_states is not None:
+            check_mask_shape("encoder_attention_mask", encoder_attention_mask, queries, encoder_hidden_states.shape[1])
         if output_attentions or self.config._attn_implementation in OWN_KERNELS:
-            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             dtype, device = self._compute_dtype(hidden.device), hidden.device
             mask = own_mask(
-                attention_mask, sample_ids, query_length=hidden.shape[1], past_length=past, causal=causal,
+                attention_mask, sample_ids, query_length=queries, past_length=past, causal=causal,
                 dtype=dtype, device=device,
             )  # fmt: skip
             cross = own_mask(
-                encoder_attention_mask, None, query_length=hidden.shape[1], past_length=0, causal=False,
+                encoder_attention_mask, None, query_length=queries, past_length=0, causal=False,
                 dtype=dtype, device=device,
             )  # fmt: skip
             return mask, cross

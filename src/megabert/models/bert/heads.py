@@ -17,8 +17,8 @@ TIED = {
 }
 """Parameter -> the one it is, when embeddings are tied."""
 
-UNREAD = [r"cls\.predictions\.bias"]
-"""What Transformers writes for untied embeddings and nobody reads."""
+UNREAD = [r"cls\.predictions\.bias", r"megabert_only\..*"]
+"""What Transformers writes for untied embeddings and nobody reads; and the mark of what it cannot express."""
 
 
 class MegatronBertPredictionHeadTransform(nn.Module):

@@ -25,11 +25,13 @@ def _pretraining_loss(
     pair_scores: Tensor | None,
     pair_labels: Tensor | None,
     num_items_in_batch: Tensor | int | None,
+    num_pairs_in_batch: Tensor | int | None,
 ) -> Tensor | None:
     """Mean over masked words plus mean over pairs, of the terms that have labels; None without any.
 
-    `num_items_in_batch` counts the labelled words of all micro-batches of a step. Nobody counts the pairs, so a
-    micro-batch has the share of the pair term that it has of the words: exact when all hold equally many.
+    `num_items_in_batch` counts the labelled words of all micro-batches of a step, `num_pairs_in_batch` the labelled
+    pairs. `Trainer` counts the words only; a micro-batch then has the share of the pair term that it has of the words,
+    which is one large batch exactly where all micro-batches hold equally many words.
     """
     loss = None
     share: Tensor | float = 1.0
@@ -42,7 +44,9 @@ def _pretraining_loss(
         if pair_scores is None:
             raise ValueError("next_sentence_label was given, but this model has no binary head (add_binary_head)")
         pair_labels = pair_labels.view(pair_scores.shape[:-1])
-        pair_loss = share * mean_of_sum(summed_cross_entropy(pair_scores, pair_labels), counted(pair_labels))
+        share = share if num_pairs_in_batch is None else 1.0
+        total = summed_cross_entropy(pair_scores, pair_labels)
+        pair_loss = share * mean_of_sum(total, counted(pair_labels), num_pairs_in_batch)
         loss = pair_loss if loss is None else loss + pair_loss
     return loss
 
@@ -94,6 +98,7 @@ class MegatronBertForPreTraining(MegatronBertPreTrainedModel):
         masked_positions: Tensor | None = None,
         full_logits: bool = False,
         num_items_in_batch: Tensor | int | None = None,
+        num_pairs_in_batch: Tensor | int | None = None,
         **kwargs: object,
     ) -> tuple | MegatronBertForPreTrainingOutput:
         """Score words and pairs; with labels of either kind, or both, also a float32 loss.
@@ -106,6 +111,9 @@ class MegatronBertForPreTraining(MegatronBertPreTrainedModel):
             masked_positions: [batch, places]: vocabulary logits there only, [batch, places, vocab].
             full_logits: logits everywhere although in training with labels, where they are [labelled, vocab] otherwise.
             num_items_in_batch: labelled words of the whole batch that this call is a part of.
+            num_pairs_in_batch: labelled pairs of it. Transformers' `Trainer` does not count them: under gradient
+                accumulation the pair term is that of one large batch only where this is given (README, "Under
+                Transformers' Trainer") or all micro-batches hold equally many labelled words.
 
         Returns:
             Transformers' output. No label at all that is not -100 gives a loss of 0.
@@ -123,7 +131,9 @@ class MegatronBertForPreTraining(MegatronBertPreTrainedModel):
         )
         scores, pair_scores = self.cls(rows, encoded.pooler_output)
         output = MegatronBertForPreTrainingOutput(
-            loss=_pretraining_loss(scores, row_labels, pair_scores, next_sentence_label, num_items_in_batch),  # type: ignore[arg-type]
+            loss=_pretraining_loss(  # type: ignore[arg-type]
+                scores, row_labels, pair_scores, next_sentence_label, num_items_in_batch, num_pairs_in_batch
+            ),
             prediction_logits=scores,
             seq_relationship_logits=pair_scores,
             hidden_states=encoded.hidden_states,

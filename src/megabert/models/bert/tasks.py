@@ -208,6 +208,8 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: object,
     ) -> tuple | QuestionAnsweringModelOutput:
         """Score spans: start and end logits, [batch, seq] each.
@@ -215,6 +217,9 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
         Args:
             start_positions, end_positions: [batch]; a position past the sequence has no part in the loss, which
                 is the mean of both ends' means.
+            num_items_in_batch: rows of the whole batch that this call is a part of, those without a span in their
+                sequence left out. Transformers' `Trainer` counts nothing here (it looks for `labels`) and takes the
+                mean of the micro-batches: one large batch where all hold equally many such rows.
         """
         encoded = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
@@ -228,7 +233,8 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
             means = []
             for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
                 clamped = positions.view(-1).clamp(0, length)
-                means.append(mean_of_sum(summed_cross_entropy(logits, clamped, length), counted(clamped, length)))
+                total = summed_cross_entropy(logits, clamped, length)
+                means.append(mean_of_sum(total, counted(clamped, length), num_items_in_batch))
             loss = (means[0] + means[1]) / 2
         output = QuestionAnsweringModelOutput(
             loss=loss,  # type: ignore[arg-type]
