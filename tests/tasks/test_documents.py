@@ -67,7 +67,7 @@ def test_commands(page, encoder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
-    assert len(commands) >= 4
+    assert len(commands) >= 3
     for program, *arguments in commands:
         assert program == "megabert"
         fast = FAST if arguments[0] == "finetune" else []

@@ -104,8 +104,10 @@ class MultipleChoice(Task):
                 choice = next(choices)[: self.max_choice_length]
                 kept, other = cut_pair(len(context), len(choice), self.max_seq_length - 3)
                 cut |= kept < len(context) or other < len(choice)
-                pair = context[:kept], choice[:other]
-                rows.append(pair_of(*(pair if self.order == "context" else pair[::-1]), tokenizer))
+                first, second = context[:kept], choice[:other]
+                if self.order == "choice":
+                    first, second = second, first
+                rows.append(pair_of(first, second, tokenizer))
             labels = {} if example.right is None else {"labels": np.array(example.right, dtype=np.int64)}
             ids, types, mask = _stacked(rows, tokenizer.pad_id)
             made.append(Features(example=number, input_ids=ids, token_type_ids=types, attention_mask=mask,

@@ -127,7 +127,7 @@ class TokenClassification(Task):
         for example in examples:
             self._check(example)
         found = {tag for example in examples for tag in example.tags}
-        labels = self.labels or tuple(sorted(found, key=lambda tag: (tag != "O", tag)))
+        labels: tuple[str, ...] = self.labels or tuple(sorted(found, key=lambda tag: (tag != "O", tag)))
         if len(labels) < 2:
             raise ValueError(f"all words of the training examples have the label {labels[0]!r}: nothing to learn")
         scheme = self.scheme
