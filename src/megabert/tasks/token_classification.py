@@ -129,7 +129,9 @@ class TokenClassification(Task):
         found = {tag for example in examples for tag in example.tags}
         labels: tuple[str, ...] = self.labels or tuple(sorted(found, key=lambda tag: (tag != "O", tag)))
         if len(labels) < 2:
-            raise ValueError(f"all words of the training examples have the label {labels[0]!r}: nothing to learn")
+            raise ValueError(
+                f"all words of the training examples have the label {' '.join(labels)!r}: nothing to learn"
+            )
         scheme = self.scheme
         if scheme == "auto":
             scheme = entities.find_scheme(example.tags for example in examples)
