@@ -1,11 +1,14 @@
-"""Ask a pretrained model: which word stands at [MASK], and whether one text follows another.
+"""Answer with a model: what it was fine-tuned for, which word stands at [MASK], or whether one text follows another.
 
+  megabert predict runs/ner --input texts.txt --output predictions.jsonl
+  megabert predict runs/squad --text "Who wrote it?" --text-pair "The report was written by Ada."
   megabert predict fill-mask runs/demo --text "This function returns a [MASK]."
   megabert predict fill-mask runs/demo --input masked.txt --top-k 3 --json > answers.jsonl
   megabert predict next-sentence runs/demo --text "Close the file." --text-pair "Then open it again."
 
-PATH is a run folder or a Transformers folder of a Megatron BERT. Without --text and --input, texts are read from
-standard input, one a line; for next-sentence each line is two texts with a tab between them.
+A run folder of finetune alone asks what it was fine-tuned for; --input is then a file as for training, with or without
+answers, or a text a line. Without --text and --input, texts are read from standard input, one a line; where two are
+needed each line is two texts with a tab between them (for question answering: the question, then the text).
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from megabert.config import option
 if TYPE_CHECKING:
     from megabert.serving.predictor import Guess, Predictor
 
-SUMMARY = "fill masks, or judge whether a sentence follows another"
+SUMMARY = "answer with a model: what it was fine-tuned for, masked words, or the next sentence"
+
+_PRETRAINED = ("fill-mask", "next-sentence")
 
 # Texts that are answered together; a long input is read and answered piece by piece.
 _TOGETHER = 512
@@ -34,19 +39,21 @@ _TOGETHER = 512
 class Config:
     """The command."""
 
-    task: Literal["fill-mask", "next-sentence"] = option(
-        dataclasses.MISSING, "fill-mask: the words at each [MASK]; next-sentence: whether TEXT-PAIR follows TEXT",
-        positional=True,
+    task: str = option(
+        dataclasses.MISSING, "fill-mask: the words at each [MASK]; next-sentence: whether TEXT-PAIR follows TEXT; or "
+        "left out, for a fine-tuned model", positional=True,
     )  # fmt: skip
-    path: Path = option(
-        dataclasses.MISSING,
-        "a run folder, a Transformers folder, a checkpoint of any format, or a name",
-        positional=True,
+    path: str | None = option(
+        None, "a run folder, a Transformers folder, a checkpoint of any format, or a name", positional=True
     )
     text: tuple[str, ...] = option((), "one text or several", example='"The capital of France is [MASK]."')
-    text_pair: tuple[str, ...] = option((), "for next-sentence: the second texts, as many as --text has")
+    text_pair: tuple[str, ...] = option((), "where two texts are needed: the second ones, as many as --text has")
     input: Path | None = option(
-        None, "a file with one text a line (two with a tab between them for next-sentence)", example="texts.txt"
+        None, "a file with one text a line (two with a tab between them for next-sentence), or with examples",
+        aliases=("file",), example="texts.txt",
+    )  # fmt: skip
+    output: Path | None = option(
+        None, "for a fine-tuned model: write one JSON object a line into this file", example="predictions.jsonl"
     )
     top_k: int = option(5, "how many words to show for each [MASK]", minimum=1, example="10")
     json: bool = option(False, "write one JSON object a line")
@@ -62,25 +69,29 @@ def run(config: Config) -> None:
     """
     if config.text and config.input:
         raise ValueError("--text and --input: give one of them")
+    if config.path is None or config.task not in _PRETRAINED:
+        _fine_tuned(config)
+        return
+    if config.output is not None:
+        raise ValueError("--output is for a fine-tuned model; --json writes lines to standard output")
     if config.text_pair and config.task != "next-sentence":
         raise ValueError("--text-pair is for next-sentence; fill-mask takes --text only")
     questions = _questions(config)
     from megabert.formats.open import find_model
 
-    find_model(config.path)  # a wrong path is told before torch is read and the input waited for
+    place = Path(config.path)
+    find_model(place)  # a wrong path is told before torch is read and the input waited for
     first = next(questions, None)
     if first is None:
         raise ValueError("there is no text: give --text, --input FILE, or lines on standard input")
 
     import torch
 
+    from megabert.serving.fine_tuned import chosen_device
     from megabert.serving.predictor import Predictor
 
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use")
-    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     predictor = Predictor.from_path(
-        config.path, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if config.bf16 else torch.float32
+        place, device=chosen_device(config.device), dtype=torch.bfloat16 if config.bf16 else torch.float32
     )
     answer = _fill_mask if config.task == "fill-mask" else _next_sentence
     batch = [first, *islice(questions, _TOGETHER - 1)]
@@ -88,6 +99,55 @@ def run(config: Config) -> None:
         for line in answer(predictor, batch, config):
             print(line)
         batch = list(islice(questions, _TOGETHER))
+
+
+def _fine_tuned(config: Config) -> None:
+    """Answer what a model was fine-tuned for."""
+    from megabert.formats.open import model_folder
+
+    if config.path is not None:
+        raise ValueError(
+            f"{config.task!r} is no question here: name one of {', '.join(_PRETRAINED)}, or only the path of a model "
+            "that was fine-tuned, which knows its task"
+        )
+    if config.task in _PRETRAINED:
+        raise ValueError(f"{config.task} of which model? Its path is missing")
+    place = Path(config.task)
+    model_folder(place)
+
+    import torch
+
+    from megabert.serving import fine_tuned
+
+    model = fine_tuned.FineTuned.from_path(
+        place, device=fine_tuned.chosen_device(config.device), dtype=torch.bfloat16 if config.bf16 else torch.float32
+    )
+    if config.input is not None:
+        examples = model.task.examples(config.input, labelled=False)
+    else:
+        source = "--text" if config.text else "standard input"
+        examples = model.task.asked(list(_typed(config)), source)
+        if not examples:
+            raise ValueError("there is no text: give --text, --input FILE, or lines on standard input")
+    predictions = model.answer(examples).predictions
+    if config.output is not None:
+        fine_tuned.write_predictions(predictions, config.output)
+        print(f"{len(predictions):,} predictions: {config.output}")
+        return
+    for prediction in predictions:
+        print(json.dumps(prediction, ensure_ascii=False) if config.json else model.task.shown(prediction))
+
+
+def _typed(config: Config) -> Iterator[tuple[str, ...]]:
+    """Texts, or pairs of texts, of the command line or of standard input."""
+    if config.text:
+        if config.text_pair and len(config.text) != len(config.text_pair):
+            raise ValueError(
+                f"as many --text-pair as --text are needed, not {len(config.text_pair)} and {len(config.text)}"
+            )
+        yield from zip(config.text, config.text_pair, strict=True) if config.text_pair else zip(config.text)
+    elif not sys.stdin.isatty():
+        yield from (tuple(line.rstrip("\r\n").split("\t")) for line in sys.stdin if line.strip())
 
 
 def _questions(config: Config) -> Iterator[tuple[str, ...]]:

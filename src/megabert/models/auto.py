@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import transformers
+from transformers import PreTrainedModel
 
 from megabert.models.bert.encoder import MegatronBertModel
 from megabert.models.bert.language import MegatronBertForCausalLM, MegatronBertForMaskedLM
@@ -25,6 +26,18 @@ CLASSES = {
     "AutoModelForTokenClassification": MegatronBertForTokenClassification,
     "AutoModelForQuestionAnswering": MegatronBertForQuestionAnswering,
 }
+
+
+def class_of(name: str) -> type[PreTrainedModel]:
+    """The model class of this package that is called so.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = {kind.__name__: kind for kind in CLASSES.values()}
+    if name not in known:
+        raise ValueError(f"there is no model class {name!r}; there are {', '.join(known)}")
+    return known[name]
 
 
 def register_auto_classes() -> None:

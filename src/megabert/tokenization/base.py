@@ -30,6 +30,10 @@ class Tokenizer(Protocol):
         """Ids of each text; no special token is added."""
         ...
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """For each text its ids, and where in it each of them stands: characters `[start, end)`."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included."""
         ...

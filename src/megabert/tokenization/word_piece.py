@@ -78,6 +78,11 @@ class WordPiece:
         """Ids of each text, no special token added; in parallel unless `TOKENIZERS_PARALLELISM` is `false`."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """For each text its ids, as `encode_batch`, and where in it each of them stands: characters `[start, end)`."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included."""
         return self._backend.decode(list(ids), skip_special_tokens=False)

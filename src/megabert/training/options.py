@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from megabert.config import option
 
@@ -258,6 +259,12 @@ class RunOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(BatchOptions, OptimizerOptions, PrecisionOptions, RunOptions):
     """All that the loop reads; a command's config inherits it."""
+
+
+def other_default(owner: type, name: str, default: Any) -> Any:
+    """The field `name` of an options class, for a command that has another default; help and limits stay."""
+    field = next(field for field in dataclasses.fields(owner) if field.name == name)
+    return dataclasses.field(default=default, metadata=field.metadata)
 
 
 def check_precision(options: PrecisionOptions) -> None:

@@ -1,0 +1,76 @@
+"""Score a fine-tuned model on examples whose answers are known.
+
+  megabert evaluate runs/ner --file test.tsv
+  megabert evaluate runs/mnli --file dev_matched.tsv dev_mismatched.tsv --output scores/
+
+Every example is scored, once. Scores are printed, and written to scores.json with tables by class; predictions.jsonl
+holds what was said about each example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megabert.config import option
+
+SUMMARY = "score a fine-tuned model on a file of examples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The command."""
+
+    model: Path = option(dataclasses.MISSING, "a run folder of finetune, or its model/", positional=True)
+    file: tuple[Path, ...] = option((), "examples with answers, as for training", example="test.tsv")
+    output: Path | None = option(
+        None, "folder for scores.json and predictions.jsonl; left out, MODEL/evaluations; a folder for each file",
+        metavar="FOLDER", example="scores",
+    )  # fmt: skip
+    batch_tokens: int = option(8192, "places that go through the model at once, padding included", minimum=8)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute; auto takes a GPU when there is one")
+    bf16: bool = option(False, "compute in bfloat16: half the memory, and faster where the hardware has it")
+
+
+def run(config: Config) -> None:
+    """Read the model, answer each file and score.
+
+    Raises:
+        ValueError, OSError: no such model, a broken example, labels that the model does not know.
+    """
+    if not config.file:
+        raise ValueError("--file is missing: name files of examples")
+    stems = [file.name.split(".")[0] for file in config.file]
+    if len(set(stems)) < len(stems):
+        raise ValueError("--file: two files have one name, and would be written to one folder")
+
+    import torch
+
+    from megabert.serving import fine_tuned
+
+    model = fine_tuned.FineTuned.from_path(
+        config.model, device=fine_tuned.chosen_device(config.device), batch_tokens=config.batch_tokens,
+        dtype=torch.bfloat16 if config.bf16 else torch.float32,
+    )  # fmt: skip
+    read = [model.task.examples(file) for file in config.file]
+    for file, stem, examples in zip(config.file, stems, read, strict=True):
+        answers = model.answer(examples)
+        scores: dict[str, Any] = model.task.score(answers.predictions, examples)
+        folder = (config.output or config.model / "evaluations") / stem
+        folder.mkdir(parents=True, exist_ok=True)
+        fine_tuned.write_predictions(answers.predictions, folder / "predictions.jsonl")
+        details = model.task.details(answers.predictions, examples)
+        fine_tuned.write_scores({"file": str(file), "examples": len(examples), "scores": scores, "details": details},
+                                folder / "scores.json")  # fmt: skip
+        print(f"{file}: {len(examples):,} examples")
+        if answers.cut:
+            print(f"  {answers.cut:,} of them are cut to {model.task.max_seq_length} tokens")
+        width = max(map(len, scores))
+        for name, value in scores.items():
+            print(f"  {name:<{width}}  {value:.4f}")
+        for label, row in details.get("per_class", {}).items():
+            print(f"  {label}: precision {row['precision']:.4f}, recall {row['recall']:.4f}, f1 {row['f1']:.4f}, "
+                  f"{row['support']:,} examples")  # fmt: skip
+        print(f"  written to {folder}")

@@ -1,0 +1,71 @@
+"""What a user can choose about a task. Nothing heavy is imported here, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megabert.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """The task. What is left out is the task's own choice; what does not belong to the task is refused."""
+
+    labels: tuple[str, ...] = option(
+        (), "the labels, in the order of their numbers; left out, those of the training file in order",
+        example="negative positive",
+    )  # fmt: skip
+    max_seq_length: int | None = option(
+        None, "tokens of a row, special ones included; left out, 128, for question answering 384", minimum=8,
+        example="256",
+    )  # fmt: skip
+    mentions: Literal["markers", "anonymous"] | None = option(
+        None, "relation extraction: what is made of entities that are given by offsets; left out, markers around them"
+    )
+    order: Literal["context", "choice"] | None = option(
+        None, "multiple choice: what comes first in a row; left out, the context, for race the choice as in Megatron-LM"
+    )
+    scheme: Literal["auto", "iob1", "iob2", "iobes", "io"] | None = option(
+        None, "token classification: how labels write entities; left out, the training file shows it", example="iob2"
+    )
+    label_pieces: Literal["first", "all"] | None = option(
+        None,
+        "token classification: the pieces of a word that learn its label: the first, or all as NeMo and BioMegatron "
+        "did; left out, the first",
+    )
+    stride: int | None = option(
+        None, "token classification: pieces that the windows of a long text share; left out, 32", minimum=0
+    )
+    no_answer: bool | None = option(
+        None, "question answering: a question may have no answer (SQuAD 2.0)", aliases=("version-2-with-negative",)
+    )
+    doc_stride: int | None = option(
+        None, "question answering: pieces between the begins of two windows; left out, 128", minimum=1
+    )
+    max_query_length: int | None = option(
+        None, "question answering: pieces of a question that are kept; left out, 64", minimum=1
+    )
+    max_answer_length: int | None = option(
+        None, "question answering: pieces of an answer at most; left out, 30", minimum=1
+    )
+    n_best_size: int | None = option(
+        None, "question answering: candidates that are looked at and told; left out, 20", minimum=1
+    )
+    null_threshold: float | None = option(
+        None,
+        "question answering: no answer is said when its score is more than this above the best answer's; left out, the "
+        "validation file shows the best one",
+        aliases=("null-score-diff-threshold",),
+    )
+    repair: bool | None = option(
+        None, "question answering: replace a wrong answer_start by the nearest place where the answer stands",
+        aliases=("repair-offsets",),
+    )  # fmt: skip
+
+
+def chosen(options: TaskOptions) -> dict[str, Any]:
+    """What was chosen, by the names of the tasks' settings."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TaskOptions)}
+    return {name: value for name, value in values.items() if value not in (None, ())}

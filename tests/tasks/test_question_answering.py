@@ -1,0 +1,137 @@
+import json
+
+import numpy as np
+import pytest
+
+from megabert.tasks.question_answering import QuestionAnswering, _best
+
+CONTEXT = "Paris is the capital of a  city, and London is the city of \u00fcb."
+
+
+def squad(*questions, context=CONTEXT):
+    entries = [{"id": str(number), "question": "the city?", **question} for number, question in enumerate(questions)]
+    return json.dumps({"data": [{"title": "t", "paragraphs": [{"context": context, "qas": entries}]}]})
+
+
+def answer(text, start=None):
+    return {"answers": [{"text": text, "answer_start": CONTEXT.index(text) if start is None else start}]}
+
+
+def gold_outputs(features):
+    """Logits that point at the labels."""
+    made = []
+    for one in features:
+        logits = np.zeros((2, one.length + 3), dtype=np.float32)  # padding follows
+        logits[0, one.labels["start_positions"]] = logits[1, one.labels["end_positions"]] = 9
+        made.append(logits)
+    return made
+
+
+@pytest.mark.parametrize("length", [14, 20, 64])
+@pytest.mark.parametrize("text", ["Paris", "London is the city", "a  city,", "\u00fcb"])
+def test_answers_come_back_as_they_stand_in_the_text(tokenizer, write, length, text):
+    task = QuestionAnswering(max_seq_length=length, doc_stride=2)
+    examples = task.examples(write("a.json", squad(answer(text))))
+    features = task.features(examples, tokenizer)
+    (said,) = task.decode(gold_outputs(features), features, examples)
+    assert said["text"] == text == CONTEXT[said["start"] : said["end"]]
+    assert task.score([said], examples)["exact_match"] == 100
+    assert all(one.length <= length for one in features)
+    assert said["n_best"][0]["text"] == text
+    assert sum(one["probability"] for one in said["n_best"]) == pytest.approx(1)
+
+
+def test_windows_cover_the_text_and_each_piece_is_best_once():
+    cuts = [(0, 10), (4, 14), (8, 17)]
+    owners = np.zeros(17, dtype=int)
+    for start, stop in cuts:
+        owners[start:stop] += _best(start, stop, cuts)
+    assert (owners == 1).all()
+    # Piece 6 has 3 behind it in the first window and 2 before it in the second; 7 has 2 and 3.
+    assert _best(0, 10, cuts)[6] and not _best(4, 14, cuts)[2] and _best(4, 14, cuts)[3]
+
+
+def test_a_window_without_the_answer_learns_the_first_place(tokenizer, write):
+    task = QuestionAnswering(max_seq_length=14, doc_stride=4)
+    features = task.features(task.examples(write("a.json", squad(answer("Paris")))), tokenizer)
+    starts = [int(one.labels["start_positions"]) for one in features]
+    assert starts[0] > 0 and starts[1:] == [0] * (len(features) - 1)
+
+
+def test_rules_of_candidates(tokenizer, write):
+    task = QuestionAnswering(max_seq_length=64, max_answer_length=3, n_best_size=4)
+    examples = task.examples(write("a.json", squad(answer("Paris"))))
+    (one,) = features = task.features(examples, tokenizer)
+    begin = one.facts.begin
+    logits = np.full((2, one.length), -9.0, dtype=np.float32)
+    logits[0, begin + 3], logits[0, begin] = 5, 4  # capital, Paris
+    logits[1, begin + 2], logits[1, begin + 8] = 5, 4.5  # the; far away
+    (said,) = task.decode([logits], features, examples)
+    # capital ... the is backwards, both to the far end are too long: Paris is the remains.
+    assert said["text"] == "Paris is the"
+
+
+def test_no_answer(tokenizer, write):
+    task = QuestionAnswering(max_seq_length=64, no_answer=True)
+    path = write("a.json", squad({"is_impossible": "true", "answers": []}, answer("Paris")))
+    examples = task.examples(path)
+    features = task.features(examples, tokenizer)
+    predictions = task.decode(gold_outputs(features), features, examples)
+    assert [said["text"] for said in predictions] == ["", "Paris"]
+    assert predictions[0]["null_score_diff"] == 18 and predictions[0]["best_text"]
+    assert predictions[1]["null_score_diff"] == -18
+    scores = task.score(predictions, examples)
+    assert scores["exact"] == scores["best_exact"] == scores["NoAns_exact"] == 100
+    shifted = [{**said, "null_score_diff": said["null_score_diff"] + 20} for said in predictions]
+    calibrated = task.calibrated(shifted, examples)
+    assert calibrated.null_threshold == 2  # 38 and 2: the second one is answered up to here
+    with pytest.raises(ValueError, match=r"qas\[0\] \(id 0\) has no answer; --version-2"):
+        QuestionAnswering().learned(examples)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("[]", "an object with a list `data`"),
+        ('{"data": [', r"a\.json:1: not JSON"),
+        ('{"data": []}', "holds no example"),
+        ('{"data": [{"paragraphs": [{"context": " "}]}]}', r"data\[0\]\.paragraphs\[0\]: a text `context` is needed"),
+        (squad({}), "neither an answer nor is_impossible"),
+        (squad(answer("Paris", 3)), "does not stand at character 3 .* it stands at 0: --repair-offsets"),
+        (squad(answer("Rome", 3)), "it is nowhere in the context"),
+        (squad({"answers": [{"text": "Paris"}]}), "answer_start must be a whole number, not None"),
+        (squad(answer("Paris"), {**answer("Paris"), "id": "0"}), "the id '0' occurs twice"),
+    ],
+)
+def test_broken_files_are_told(write, document, message):
+    with pytest.raises(ValueError, match=message):
+        QuestionAnswering().examples(write("a.json", document))
+
+
+def test_offsets_in_bytes_are_recognised_and_repaired(write):
+    context = "\u00fc\u00fc Paris and Paris"
+    path = write("a.json", squad({"answers": [{"text": "Paris", "answer_start": 5}]}, context=context))
+    with pytest.raises(ValueError, match="counts bytes, where characters are needed"):
+        QuestionAnswering().examples(path)
+    (example,) = QuestionAnswering(repair=True).examples(path)
+    assert example.answers == [("Paris", 3)]
+
+
+def test_an_answer_that_no_window_holds_is_told(tokenizer, write):
+    task = QuestionAnswering(max_seq_length=12, doc_stride=2)
+    examples = task.examples(write("a.json", squad(answer("capital of a  city, and London is the city"))))
+    with pytest.raises(ValueError, match=r"\(id 0\): its answer is \d+ tokens long and no window of \d+ tokens"):
+        task.features(examples, tokenizer)
+    with pytest.raises(ValueError, match="--doc-stride 100 leaves out text"):
+        QuestionAnswering(max_seq_length=20, doc_stride=100).features(examples, tokenizer)
+
+
+def test_lines_and_typed_questions(tokenizer, write):
+    task = QuestionAnswering(max_seq_length=64)
+    lines = write("a.jsonl", json.dumps({"question": "city?", "context": CONTEXT}) + "\n")
+    (example,) = task.examples(lines, labelled=False)
+    assert not example.answered and not task.features([example], tokenizer)[0].labels
+    (typed,) = task.asked([("city?", CONTEXT)], "--text")
+    assert typed.context == CONTEXT
+    with pytest.raises(ValueError, match="this model reads two texts"):
+        task.asked([("city?",)], "--text")
