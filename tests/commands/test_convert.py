@@ -1,7 +1,10 @@
 import dataclasses
+import functools
+import http.server
 import json
 import os
 import shutil
+import threading
 
 import pytest
 import torch
@@ -207,6 +210,38 @@ def test_the_published_zip_gets_its_tokenizer_from_the_cache(tmp_path, model, ca
     assert "is not taken: it has 230 entries, but the model has 128 rows" in capsys.readouterr().out
     assert cli.main([*convert, str(tmp_path / "e"), "--vocab-file", str(model / "vocab.txt")]) == 0
     assert (tmp_path / "e" / "tokenizer.json").is_file()
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of a folder that is served."""
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_vocabulary_of_a_published_file_is_fetched(tmp_path, model, capsys, monkeypatch, address):
+    monkeypatch.setenv("MEGABERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    source = tmp_path / "megatron_bert_345m_v0_1_uncased.pt"
+    no_args(tmp_path, model).rename(source)
+    url = f"{address}/vocab.txt"
+    known = [
+        dataclasses.replace(entry, vocabulary_digest=None, vocabulary_urls=(url,)) if entry.vocabulary_urls else entry
+        for entry in named.KNOWN
+    ]
+    monkeypatch.setattr(named.known_as, "__defaults__", (tuple(known),))
+    convert = ["convert", str(source), "--num-attention-heads", "4"]
+    assert cli.main([*convert, str(tmp_path / "without")]) == 0
+    said = capsys.readouterr().out
+    assert f"fetching {url}" in said and "could not be fetched" in said and "put it at" in said
+    assert not (tmp_path / "without" / "tokenizer.json").exists()
+    shutil.copy(model / "vocab.txt", tmp_path / "served")
+    assert cli.main([*convert, str(tmp_path / "whole")]) == 0
+    assert (tmp_path / "whole" / "tokenizer.json").is_file()
 
 
 def test_rows_that_are_cut_are_told(tmp_path, model, capsys):

@@ -49,6 +49,8 @@ class Job:
             process = _CONTEXT.Process(
                 target=_child, args=(function, arguments, variables, str(self.folder / str(rank)))
             )
+            for name in ("out", "err"):
+                (self.folder / f"{rank}.{name}").touch()  # a process may be killed before it opens them
             process.start()
             self.processes.append(process)
 

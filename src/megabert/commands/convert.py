@@ -124,7 +124,7 @@ def run(config: Config, *, shown: Path | None = None) -> None:
     if Path(config.source).exists():
         target.keep_sources([Path(config.source)], config.target)
     target.refuse_existing(config.target, overwrite=config.overwrite)
-    checkpoint = read(config)
+    checkpoint = _with_tokenizer(read(config), config, chosen)
     print(summary(checkpoint))
     for note in checkpoint.notes:
         print(f"  note: {note}")
@@ -161,6 +161,23 @@ def read(config: SourceOptions) -> Checkpoint:
     if config.tokenizer is not None:
         checkpoint = dataclasses.replace(checkpoint, vocabulary=_tokenizer(config.tokenizer))
     return _resized(checkpoint, config)
+
+
+def _with_tokenizer(checkpoint: Checkpoint, config: Config, chosen: str) -> Checkpoint:
+    """A published model on its way to a format that holds a tokenizer: NVIDIA's files have none, so it is fetched."""
+    from megabert.formats import download, named, named_vocabulary
+
+    if checkpoint.vocabulary or chosen not in ("huggingface", "nemo") or download.offline():
+        return checkpoint
+    known = named_vocabulary.published(Path(config.source))
+    if known is None or named_vocabulary.find(known)[0] is not None:
+        return checkpoint
+    print(f"{config.source} is called like {known.name}, and holds no vocabulary: fetching {known.vocabulary_urls[0]}")
+    try:
+        named.fetch_vocabulary(known, progress=download.show_progress(known.name), patience=0.2)
+    except ValueError as error:
+        return dataclasses.replace(checkpoint, notes=(*checkpoint.notes, str(error)))
+    return read(config)
 
 
 def _overrides(config: SourceOptions) -> tuple[dict[str, Any], list[str]]:

@@ -257,6 +257,16 @@ def _fetch_published(known: Known, folder: Path, progress: Progress | None, pati
     return Place(path=path, vocabulary=vocabulary, said=f"fetched from {known.url}")
 
 
+def fetch_vocabulary(known: Known, *, progress: Progress | None = None, patience: float = 1.0) -> Path:
+    """The `vocab.txt` of a published model in the cache, fetched if it is not there.
+
+    Raises:
+        ValueError: no address answers, or the network is forbidden; says which file to put where.
+    """
+    target = cache_folder() / known.name / "vocab.txt"
+    return _fetch(known.name, known.vocabulary_urls, target, known.vocabulary_digest, progress, patience)
+
+
 def _with_vocabulary(found: Place, known: Known, folder: Path, progress: Progress | None, patience: float) -> Place:
     """What lies in the cache, with the vocabulary that an earlier call could not fetch."""
     home = folder / known.name

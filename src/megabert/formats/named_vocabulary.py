@@ -22,7 +22,7 @@ def published(path: Path) -> Known | None:
 def find(known: Known, *, cache: Path | None = None) -> tuple[Path | None, str]:
     """The `vocab.txt` of a published model in the cache, and what is to be said: where it is from, or how to get it.
 
-    No server is asked: a path was given, not a name.
+    No server is asked here: `named.fetch_vocabulary` does.
     """
     folder = named.cache_folder() if cache is None else cache
     home = folder / known.name
