@@ -80,14 +80,12 @@ def _examples(path: Path, name: str, labelled: bool) -> list[TextExample]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlueClassification(SequenceClassification):
-    """A GLUE task with classes.
+class OwnFiles(SequenceClassification):
+    """A task whose `.tsv` files have GLUE's columns.
 
     Attributes:
         row: its name, one of `NAMES`.
     """
-
-    name: ClassVar[str] = "glue"
 
     row: str = ""
 
@@ -102,21 +100,19 @@ class GlueClassification(SequenceClassification):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlueRegression(Regression):
+class GlueClassification(OwnFiles):
+    """A GLUE task with classes."""
+
+    name: ClassVar[str] = "glue"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueRegression(OwnFiles, Regression):
     """GLUE's STS-B: how similar two sentences are, from 0 to 5."""
 
     name: ClassVar[str] = "glue-regression"
 
     row: str = "sts-b"
-
-    def examples(self, path: Path, *, labelled: bool = True) -> list[TextExample]:
-        """Read one of the task's own files; others (`.csv`, `.jsonl`, `.txt`) as the general task does."""
-        if readers.suffix_of(path) != ".tsv":
-            return super().examples(path, labelled=labelled)
-        found = _examples(path, self.row, labelled)
-        for example in found:
-            self._check(example)
-        return found
 
 
 def make(name: str, *, max_seq_length: int) -> GlueClassification | GlueRegression:

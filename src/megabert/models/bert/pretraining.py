@@ -111,10 +111,8 @@ class MegatronBertForPreTraining(MegatronBertPreTrainedModel):
             sample_ids, sample_starts: as `MegatronBertModel.forward`.
             masked_positions: [batch, places]: vocabulary logits there only, [batch, places, vocab].
             full_logits: logits everywhere although in training with labels, where they are [labelled, vocab] otherwise.
-            num_items_in_batch: labelled words of the whole batch that this call is a part of.
-            num_pairs_in_batch: labelled pairs of it. Transformers' `Trainer` does not count them: under gradient
-                accumulation the pair term is that of one large batch only where this is given (README, "Under
-                Transformers' Trainer") or all micro-batches hold equally many labelled words.
+            num_items_in_batch, num_pairs_in_batch: labelled words and pairs of the whole batch that this is a part of.
+                Transformers' `Trainer` counts no pairs: the README ("Under Transformers' Trainer") says what follows.
 
         Returns:
             Transformers' output. No label at all that is not -100 gives a loss of 0.
