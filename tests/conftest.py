@@ -12,9 +12,11 @@ SEVERAL_PROCESSES = Path(__file__).parent / "distributed"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay in one worker, where they share what its fixtures made. Those that start teams of processes wait
-    for each other, all in one worker: two teams at once would starve each other into their time limits. They take longest,
-    so they come first."""
+    """A file's tests stay in one worker, where they share what its fixtures made.
+
+    Those that start teams of processes wait for each other, all in one worker: two teams at once would starve each
+    other into their time limits. They take longest, so they come first.
+    """
     teams = [item for item in items if item.path.is_relative_to(SEVERAL_PROCESSES)]
     others = [item for item in items if not item.path.is_relative_to(SEVERAL_PROCESSES)]
     for item in teams:
