@@ -10,6 +10,7 @@ from megabert.serving.page.elements import Safe, tag
 from megabert.tasks.cases import Case, Mark, Passage
 
 MOST_CASES = 400
+MOST_RIGHT = 100
 MOST_BYTES = 1_500_000
 MOST_CHARACTERS = 1200
 CONTEXT = 300
@@ -24,7 +25,7 @@ def browser(cases: Sequence[Case], predictions: str) -> Safe:
     """
     chosen: list[Safe] = []
     size = 0
-    for place in _order(cases)[:MOST_CASES]:
+    for place in _order(cases):
         made = _article(cases[place], place)
         size += len(made.encode())
         if chosen and size > MOST_BYTES:
@@ -42,15 +43,16 @@ def browser(cases: Sequence[Case], predictions: str) -> Safe:
 
 
 def _order(cases: Sequence[Case]) -> list[int]:
-    """Numbers of cases: by how far off they are, the certain ones first; then right ones, the doubtful first."""
+    """Numbers of cases, as many as are shown: wrong ones by how far off they are; then doubtful right ones."""
 
-    def rank(place: int) -> tuple[bool, float, float, int]:
+    def rank(place: int) -> tuple[float, float, int]:
         case = cases[place]
-        wrong = case.off > 0
         sure = 0.0 if case.confidence is None else case.confidence
-        return not wrong, -case.off, -sure if wrong else sure, place
+        return -case.off, -sure if case.off else sure, place
 
-    return sorted(range(len(cases)), key=rank)
+    wrong = sorted((place for place, case in enumerate(cases) if case.off > 0), key=rank)
+    right = sorted((place for place, case in enumerate(cases) if case.off <= 0), key=rank)
+    return (wrong[: MOST_CASES - min(MOST_RIGHT, len(right))] + right)[:MOST_CASES]
 
 
 def _controls(cases: Sequence[Case]) -> Safe:
