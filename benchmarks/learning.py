@@ -1,8 +1,8 @@
 """What pretraining is worth: each task learned from an encoder and from random weights, and their scores side by side.
 
 Every task is trained by `megabert finetune` with three seeds from the encoder, and by the same command with
-`--from-scratch`: the same data, order, rate and length. A difference counts when it is larger than two standard deviations
-(of the two columns together).
+`--from-scratch`: the same data, order, rate and length. A difference counts when it is larger than two standard
+deviations (of the two columns together).
 
     python benchmarks/learning.py --data DATA --model runs/mini --work runs/learning --output learning.json
 
