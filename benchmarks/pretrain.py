@@ -2,28 +2,31 @@
 
 Ours is the package's own training step (bfloat16 weights, float32 masters). Theirs is `MegatronBertForPreTraining` in a
 plain loop under bfloat16 autocast. Both: fused AdamW, clipping at 1.0, the same dropout, labels at the same places.
-Counted are real tokens, padding is not. The losses of both at the same weights must agree before anything is timed.
-Peak memory is that of a process of its own for each side, which makes the model and a few steps and nothing else.
+Counted are real tokens, padding is not. The losses of both at the same weights must agree before anything is timed, in
+float32 and in bfloat16. Peak memory is that of a process of its own for each side, which makes the model and a few
+steps and nothing else. Natural documents are packed here and padded there; each sample is in both, masked alike.
 
     python benchmarks/pretrain.py --output bench.json
+    python benchmarks/pretrain.py --cases natural --documents wiki.jsonl abstracts.jsonl.gz
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
-from torch import Tensor
 
 from megabert import MegatronBertForPreTraining, runtime
 from megabert.config import flag_name, option, parse
@@ -32,143 +35,170 @@ from megabert.models.losses import PretrainingObjective
 from megabert.models.options import ModelOptions
 from megabert.training.options import TrainingOptions
 from megabert.training.step import make_step
+from pretraining_rows import Batch, Rows, dense, natural
 
 VOCABULARY = 30522
 LEARNING_RATE = 1e-4
 MEMORY_STEPS = 3
+SIDES = ("megabert", "transformers")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the rows it is fed.
+
+    Attributes:
+        batch: rows of ours; theirs hold the same samples.
+        steps: of a turn.
+        documents: rows are packed from text, not made of random words.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    length: int
+    batch: int
+    steps: int
+    documents: bool = False
+
+    def described(self) -> str:
+        """In a line."""
+        kind = "natural documents" if self.documents else "dense rows"
+        return f"{kind}, {self.layers} layers x {self.hidden}, sequence {self.length}, batch {self.batch}"
+
+
+CASES = {
+    "small": Case(layers=6, hidden=384, heads=6, length=128, batch=32, steps=3),
+    "large": Case(layers=24, hidden=1024, heads=16, length=512, batch=4, steps=1),
+    "natural": Case(layers=6, hidden=384, heads=6, length=512, batch=8, steps=3, documents=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """Sizes and repetitions; the defaults are the comparison of the README."""
+    """What is compared, and how often."""
 
-    num_layers: int = option(6, "transformer layers", minimum=1)
-    hidden_size: int = option(384, "width of the hidden states", minimum=8)
-    num_attention_heads: int = option(6, "attention heads", minimum=1)
-    seq_length: int = option(128, "tokens in a row", minimum=16)
-    batch_size: int = option(32, "rows in a batch", minimum=1)
+    cases: tuple[str, ...] = option(tuple(CASES), f"what to compare: {', '.join(CASES)}", example="small natural")
+    documents: tuple[str, ...] = option(("builtin",), "text for the natural case, as megabert pretrain --train-data")
     dropout: float = option(0.1, "hidden and attention dropout, on both sides", minimum=0, maximum=0.9)
-    short_seq_prob: float = option(0.1, "share of rows that are short, as in Megatron's samples", minimum=0, maximum=1)
     repetitions: int = option(5, "timed turns of each side", minimum=1)
-    steps: int = option(3, "training steps in a turn", minimum=1)
+    start: bool = option(True, "also time the start of megabert pretrain on cached data, up to its first step")
+    curves: int = option(0, "instead: train both sides this many steps with three seeds and compare losses", minimum=0)
     threads: int = option(0, "CPU threads; 0: what PyTorch chooses", minimum=0)
-    seed: int = option(1234, "seed of rows and weights")
+    seed: int = option(1234, "seed of rows and weights", minimum=0)
     output: Path | None = option(None, "write the result as JSON to this file", example="bench.json")
     memory_of: Literal["megabert", "transformers"] | None = option(
         None, "only make some steps of this side, and print the memory of the process in MiB: before, and at its peak"
     )
+    memory_rows: Path | None = option(None, "with --memory-of: the rows, as this program saves them for itself")
 
 
-def make_rows(options: BenchmarkOptions) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """One batch of random words at Megatron's lengths, with 15 % masked: for us, for them, and how many are real."""
-    generator = torch.Generator().manual_seed(options.seed)
-    batch, length = options.batch_size, options.seq_length
-    # Megatron's default for --max-predictions-per-seq: 15 % of the row, rounded up to a multiple of ten.
-    masked = -(-length * 15 // 1000) * 10
-    ids = torch.randint(1000, VOCABULARY, (batch, length), generator=generator)
-    short = torch.rand(batch, generator=generator) < options.short_seq_prob
-    lengths = torch.where(short, torch.randint(8, length, (batch,), generator=generator), length)
-    places = torch.arange(length).expand(batch, length)
-    real = places < lengths[:, None]
-    order = torch.rand(batch, length, generator=generator).masked_fill_(~real | (places == 0), 2.0)
-    positions = order.argsort(1)[:, :masked]
-    counts = (lengths * 0.15).long().clamp(1, masked)
-    used = torch.arange(masked) < counts[:, None]
-    labels = ids.gather(1, positions).masked_fill_(~used, -100)
-    positions = positions.masked_fill(~used, 0)
-    everywhere = torch.full_like(ids, -100)
-    everywhere[torch.nonzero(used)[:, 0], positions[used]] = labels[used]
-    pairs = torch.randint(0, 2, (batch, 1), generator=generator)
-    shared = {
-        "input_ids": torch.where(everywhere != -100, 103, ids) * real,
-        "token_type_ids": ((places >= lengths[:, None] // 2) & real).long(),
-        "position_ids": places * real,
-    }
-    ours = shared | {
-        "sample_ids": real.long(), "sample_starts": torch.zeros(batch, 1, dtype=torch.long),
-        "masked_positions": positions, "masked_labels": labels, "next_sentence_label": pairs,
-    }  # fmt: skip
-    theirs = shared | {"attention_mask": real.long(), "labels": everywhere, "next_sentence_label": pairs[:, 0]}
-    return ours, theirs, int(lengths.sum())
+def rows_of(case: Case, options: BenchmarkOptions, count: int) -> Rows:
+    """Batches of a case."""
+    if case.documents:
+        return natural(options.documents, VOCABULARY, case.length, case.batch, count, options.seed)
+    return dense(VOCABULARY, case.length, case.batch, count, options.seed)
 
 
-def make_ours(options: BenchmarkOptions) -> MegatronBertForPreTraining:
-    """Our model."""
-    torch.manual_seed(options.seed)
-    return MegatronBertForPreTraining(make_config(sizes_of(options), VOCABULARY))
-
-
-def make_theirs(options: BenchmarkOptions) -> torch.nn.Module:
-    """Transformers' model, with weights of its own."""
-    plain = make_config(sizes_of(options), VOCABULARY).to_dict()
-    return transformers.MegatronBertForPreTraining(transformers.MegatronBertConfig.from_dict(plain))
-
-
-def sizes_of(options: BenchmarkOptions) -> ModelOptions:
-    """The network that both sides have."""
-    return ModelOptions(
-        num_layers=options.num_layers, hidden_size=options.hidden_size,
-        num_attention_heads=options.num_attention_heads, max_position_embeddings=options.seq_length,
-        hidden_dropout=options.dropout, attention_dropout=options.dropout,
+def make_model(
+    side: str, case: Case, vocabulary: int, options: BenchmarkOptions, dropout: float | None = None
+) -> torch.nn.Module:
+    """The network of one side, with its own random weights."""
+    share = options.dropout if dropout is None else dropout
+    sizes = ModelOptions(
+        num_layers=case.layers, hidden_size=case.hidden, num_attention_heads=case.heads,
+        max_position_embeddings=case.length, hidden_dropout=share, attention_dropout=share,
     )  # fmt: skip
+    configuration = make_config(sizes, vocabulary)
+    torch.manual_seed(options.seed)
+    if side == "megabert":
+        return MegatronBertForPreTraining(configuration)
+    return transformers.MegatronBertForPreTraining(transformers.MegatronBertConfig.from_dict(configuration.to_dict()))
 
 
-def losses_at_the_start(
-    ours: torch.nn.Module, theirs: torch.nn.Module, rows: dict[str, Tensor], their_rows: dict[str, Tensor]
-) -> tuple[float, float]:
-    """Both losses in float32, without dropout, at the same weights.
+def losses_at_the_start(ours: torch.nn.Module, theirs: torch.nn.Module, rows: Rows) -> dict[str, list[float]]:
+    """Both losses at the same weights without dropout, in float32 and bfloat16.
 
     Raises:
-        ValueError: they differ by more than a thousandth: what follows would compare different work.
+        ValueError: they differ by more than 1e-5 or 1e-3 of them: what follows would compare different work.
     """
-    objective = PretrainingObjective("sop")
-    with torch.no_grad():
-        outputs = ours.eval()(**{key: value for key, value in rows.items() if key not in objective.targets})
-        sums, counts = objective.sums(outputs, rows), objective.counts(rows)
-        loss = float(sum(sums[name] / counts[name] for name in sums))
-        their_loss = float(theirs.eval()(**their_rows).loss)
-    if abs(loss - their_loss) > 1e-3 * their_loss:
-        raise ValueError(f"the losses at the same weights differ: ours {loss}, theirs {their_loss}")
-    return loss, their_loss
+    objective, found = PretrainingObjective("sop"), {}
+    for kind, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-3)):
+        with torch.no_grad(), torch.autocast("cpu", kind, enabled=kind != torch.float32):
+            inputs = {key: value for key, value in rows.ours[0].items() if key not in objective.targets}
+            outputs = ours.eval()(**inputs)
+            sums, counts = objective.sums(outputs, rows.ours[0]), objective.counts(rows.ours[0])
+            loss = float(sum(sums[name] / counts[name] for name in sums))
+            their_loss = float(theirs.eval()(**rows.theirs[0]).loss)
+        if abs(loss - their_loss) > tolerance * their_loss:
+            raise ValueError(f"{kind}: the losses at the same weights differ: ours {loss}, theirs {their_loss}")
+        found[str(kind).removeprefix("torch.")] = [loss, their_loss]
+    return found
 
 
-def our_step(model: torch.nn.Module, rows: dict[str, Tensor]) -> Callable[[], object]:
-    """The package's own training step."""
+def make_our_step(model: torch.nn.Module) -> Callable[[Batch], float]:
+    """The package's own training step: batch -> the loss before it."""
     training = TrainingOptions(bf16=True, lr=LEARNING_RATE, clip_grad=1.0, weight_decay=0.01)
     train_step = make_step(model, PretrainingObjective("sop"), training)
-    return lambda: train_step([rows], LEARNING_RATE)
+    return lambda rows: sum(train_step([rows], LEARNING_RATE).losses.values())
 
 
-def their_step(model: torch.nn.Module, rows: dict[str, Tensor]) -> Callable[[], None]:
-    """The plain loop's step: autocast, backward, clip, fused AdamW."""
+def make_their_step(model: torch.nn.Module) -> Callable[[Batch], float]:
+    """The plain loop's step: autocast, backward, clip, fused AdamW; batch -> the loss before it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     model.train()
 
-    def step() -> None:
+    def step(rows: Batch) -> float:
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        return float(loss.detach())
 
     return step
 
 
+def step_of(side: str, model: torch.nn.Module) -> Callable[[Batch], float]:
+    """The training step of a side."""
+    return make_our_step(model) if side == "megabert" else make_their_step(model)
+
+
 def seconds(step: Callable[[], object], count: int) -> float:
-    """Wall-clock seconds of one step, the mean of `count`."""
+    """Wall-clock seconds of one call, the mean of `count`."""
     start = time.perf_counter()
     for _ in range(count):
         step()
     return (time.perf_counter() - start) / count
 
 
-def matmul_rate(width: int) -> float:
-    """bfloat16 GFLOP/s of the machine at the size of the network's MLP."""
-    left = torch.randn(4096, width).to(torch.bfloat16)
-    right = torch.randn(4 * width, width).to(torch.bfloat16)
-    seconds(lambda: torch.nn.functional.linear(left, right), 3)
-    return 2 * left.numel() * 4 * width / seconds(lambda: torch.nn.functional.linear(left, right), 10) / 1e9
+def matmul_rate() -> dict[str, float]:
+    """bfloat16 GFLOP/s of square matrix products on this machine, by size, and their median."""
+    rates = {str(size): round(2 * size**3 / seconds_of_product(size) / 1e9, 1) for size in (1024, 2048, 4096)}
+    return rates | {"median": statistics.median(rates.values())}
+
+
+def seconds_of_product(size: int) -> float:
+    """Of a square bfloat16 product; the median of five."""
+    left, right = (torch.randn(size, size).to(torch.bfloat16) for _ in range(2))
+    torch.mm(left, right)
+    return statistics.median(seconds(lambda: torch.mm(left, right), 1) for _ in range(5))
+
+
+def work(case: Case, rows: Rows) -> float:
+    """Floating-point operations of matrix products that a step on the mean batch needs, forward and backward.
+
+    Six for each weight and token; attention's two products over the tokens of the same sample; the vocabulary's product
+    at masked places only. What a side computes besides (padding, logits that nobody reads) is not counted.
+    """
+    tokens = statistics.mean(rows.tokens)
+    pairs = statistics.mean(
+        float((mask.sum(1).double() ** 2).sum()) for mask in (b["attention_mask"] for b in rows.theirs)
+    )
+    masked = statistics.mean(float((batch["labels"] != -100).sum()) for batch in rows.theirs)
+    layer = 12 * case.hidden**2 * tokens + 2 * case.hidden * pairs
+    return 6 * (case.layers * layer + masked * (case.hidden**2 + case.hidden * rows.vocabulary))
 
 
 def resident_mib() -> float:
@@ -182,85 +212,179 @@ def resident_mib() -> float:
 
 def measure_memory(options: BenchmarkOptions) -> dict[str, float]:
     """Make one side's model and three steps in this process, and nothing else."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    rows, their_rows, _ = make_rows(options)
+    assert options.memory_rows is not None and options.memory_of is not None
+    batch, vocabulary = torch.load(options.memory_rows, weights_only=True)
     before = resident_mib()
-    if options.memory_of == "megabert":
-        seconds(our_step(make_ours(options), rows), MEMORY_STEPS)
-    else:
-        seconds(their_step(make_theirs(options), their_rows), MEMORY_STEPS)
+    step = step_of(options.memory_of, make_model(options.memory_of, CASES[options.cases[0]], vocabulary, options))
+    seconds(lambda: step(batch), MEMORY_STEPS)
     return {"before": before, "peak": resident_mib()}
 
 
-def memory_in_a_process(options: BenchmarkOptions, side: str) -> dict[str, float]:
+def memory_in_a_process(options: BenchmarkOptions, case: str, rows: Rows, side: str) -> dict[str, float]:
     """`measure_memory` of one side, in a process that has done nothing else.
 
     Raises:
         ValueError: the process failed.
     """
-    flags = {key: value for key, value in asdict(options).items() if key not in ("memory_of", "output")}
-    command = [sys.executable, __file__, "--memory-of", side]
-    for name, value in flags.items():
-        command += [f"--{flag_name(name)}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.pt"
+        torch.save(((rows.ours if side == "megabert" else rows.theirs)[0], rows.vocabulary), file)
+        command = [sys.executable, __file__, "--memory-of", side, "--memory-rows", str(file), "--cases", case]
+        for name in ("dropout", "threads", "seed"):
+            command += [f"--{flag_name(name)}", str(getattr(options, name))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"measuring the memory of {side} failed: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(options: BenchmarkOptions) -> dict[str, object]:
-    """Measure; returns what `--output` writes."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    memory = {name: memory_in_a_process(options, name) for name in ("megabert", "transformers")}
-    rows, their_rows, tokens = make_rows(options)
-    ours, theirs = make_ours(options), make_theirs(options)
-    theirs.load_state_dict(ours.state_dict())
-    loss, their_loss = losses_at_the_start(ours, theirs, rows, their_rows)
-    sides = {"megabert": our_step(ours, rows), "transformers": their_step(theirs, their_rows)}
-    for step in sides.values():
-        seconds(step, 2)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(options.repetitions):
-        for name, step in sides.items():
-            rates[name].append(tokens / seconds(step, options.steps))
-        print(f"turn {turn + 1}: " + ", ".join(f"{name} {rate[-1]:,.0f}" for name, rate in rates.items()), flush=True)
-    pairs = zip(rates["megabert"], rates["transformers"], strict=True)
+def compare(name: str, options: BenchmarkOptions) -> dict[str, Any]:
+    """Measure a case."""
+    case = CASES[name]
+    print(f"{name}: {case.described()}", flush=True)
+    rows = rows_of(case, options, case.steps)
+    memory = {side: memory_in_a_process(options, name, rows, side) for side in SIDES}
+    models = {side: make_model(side, case, rows.vocabulary, options) for side in SIDES}
+    models["transformers"].load_state_dict(models["megabert"].state_dict())
+    start = losses_at_the_start(models["megabert"], models["transformers"], rows)
+    batches = {"megabert": rows.ours, "transformers": rows.theirs}
+    steps = {side: step_of(side, model) for side, model in models.items()}
+
+    def turn(side: str) -> float:
+        begin = time.perf_counter()
+        for batch in batches[side]:
+            steps[side](batch)
+        return sum(rows.tokens) / (time.perf_counter() - begin)
+
+    for side in SIDES:
+        turn(side)
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(options.repetitions):
+        for side in SIDES:
+            rates[side].append(turn(side))
+        print(
+            f"  turn {number + 1}: " + ", ".join(f"{side} {rate[-1]:,.0f}" for side, rate in rates.items()), flush=True
+        )
+    middle = {side: statistics.median(rate) for side, rate in rates.items()}
+    per_token = work(case, rows) / statistics.mean(rows.tokens)
     return {
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
-        "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
-        "matmul_gflops": round(matmul_rate(options.hidden_size), 1),
-        "real_tokens": tokens, "filled": tokens / (options.batch_size * options.seq_length),
-        "loss_at_start": {"megabert": loss, "transformers": their_loss},
-        "memory_mib": memory,
-        "memory_ratio": memory["megabert"]["peak"] / memory["transformers"]["peak"],
-        "tokens_per_second": rates,
-        "median": {name: statistics.median(rate) for name, rate in rates.items()},
-        "ratio_of_each_turn": [ours / theirs for ours, theirs in pairs],
-        "ratio": statistics.median(rates["megabert"]) / statistics.median(rates["transformers"]),
+        "case": asdict(case) | {"described": case.described(), "vocabulary": rows.vocabulary},
+        "filled": dict(zip(SIDES, rows.filled, strict=True)), "loss_at_start": start,
+        "memory_mib": memory, "memory_ratio": memory["megabert"]["peak"] / memory["transformers"]["peak"],
+        "tokens_per_second": rates, "median": middle, "ratio": middle["megabert"] / middle["transformers"],
+        "ratio_of_each_turn": [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)],
+        "useful_gflops": {side: rate * per_token / 1e9 for side, rate in middle.items()},
     }  # fmt: skip
 
 
-def show(result: dict) -> str:
-    """The result as a table."""
-    options = result["options"]
+def time_of_start(options: BenchmarkOptions) -> float:
+    """Seconds from `megabert pretrain` to its first step, a small network, everything cached; the median of three."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "megabert", "pretrain", "--train-data", *options.documents, "--vocab-size", "8192",
+            "--num-layers", "2", "--hidden-size", "128", "--num-attention-heads", "2", "--seq-length", "128",
+            "--max-position-embeddings", "128", "--pack", "--batch-size", "8", "--train-iters", "1",
+            "--eval-iters", "0", "--log-interval", "1", "--data-cache-path", f"{folder}/cache",
+        ]  # fmt: skip
+        tokenizer: list[str] = []
+        for attempt in range(4):
+            begin = time.perf_counter()
+            run = [*command, *tokenizer, "--save", f"{folder}/run-{attempt}"]
+            with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+                assert process.stdout is not None
+                lines = [(time.perf_counter() - begin, line) for line in process.stdout]
+            if process.returncode:
+                raise ValueError(f"megabert pretrain failed: {lines[-1][1].strip()}")
+            found.append(next(at for at, line in lines if line.startswith("step 1/")))
+            tokenizer = ["--tokenizer", f"{folder}/run-0/tokenizer"]
+    return statistics.median(found[1:])
+
+
+def loss_curves(name: str, options: BenchmarkOptions) -> dict[str, Any]:
+    """The mean loss of each twentieth part of a training, of both sides with three seeds each.
+
+    Both see the same batches; weights at the start are equal for equal seeds, dropout is drawn differently.
+    """
+    case = CASES[name]
+    rows = rows_of(case, options, options.curves)
+    parts = min(20, options.curves)
+    curves: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    for seed in range(options.seed, options.seed + 3):
+        seeded = replace(options, seed=seed)
+        start = make_model("megabert", case, rows.vocabulary, seeded).state_dict()
+        for side, batches in zip(SIDES, (rows.ours, rows.theirs), strict=True):
+            model = make_model(side, case, rows.vocabulary, seeded)
+            model.load_state_dict(start)
+            step = step_of(side, model)
+            losses = [step(batch) for batch in batches]
+            curves[side].append([statistics.mean(part) for part in split(losses, parts)])
+            print(
+                f"  {name}, {side}, seed {seed}: loss {curves[side][-1][0]:.4f} to {curves[side][-1][-1]:.4f}",
+                flush=True,
+            )
+    means = {side: [statistics.mean(values) for values in zip(*runs, strict=True)] for side, runs in curves.items()}
+    # Of single runs, part by part.
+    deviations = [statistics.stdev(values) for values in zip(*curves["transformers"], strict=True)]
+    differences = [ours - theirs for ours, theirs in zip(means["megabert"], means["transformers"], strict=True)]
+    return {
+        "case": name,
+        "steps": options.curves,
+        "curves": curves,
+        "differences": differences,
+        "deviations": deviations,
+    }
+
+
+def split(values: Sequence[float], parts: int) -> list[Sequence[float]]:
+    """Cut into `parts` of about equal length."""
+    borders = [round(at * len(values) / parts) for at in range(parts + 1)]
+    return [values[begin:end] for begin, end in itertools.pairwise(borders)]
+
+
+def run(options: BenchmarkOptions) -> dict[str, Any]:
+    """Measure; returns what `--output` writes."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    result: dict[str, Any] = {
+        "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
+        "dropout": options.dropout, "matmul_gflops": matmul_rate(),
+    }  # fmt: skip
+    if options.curves:
+        return result | {"curves": [loss_curves(name, options) for name in options.cases]}
+    result["cases"] = {name: compare(name, options) for name in options.cases}
+    if options.start:
+        result["start_seconds"] = time_of_start(options)
+    return result
+
+
+def shown(result: dict[str, Any]) -> str:
+    """The result as a table in Markdown."""
+    rate = result["matmul_gflops"]["median"]
+    if "curves" in result:
+        lines = ["| case | largest difference of the mean losses | largest deviation between seeds |", "|---|---|---|"]
+        for one in result["curves"]:
+            largest = max(one["differences"], key=abs)
+            lines.append(f"| {one['case']}, {one['steps']} steps | {largest:+.4f} | {max(one['deviations']):.4f} |")
+        return "\n".join(lines)
     lines = [
-        f"{options['num_layers']} x {options['hidden_size']}, sequence {options['seq_length']}, batch "
-        f"{options['batch_size']}, dropout {options['dropout']}, {result['threads']} threads; rows filled to "
-        f"{result['filled']:.0%}; bf16 matmul {result['matmul_gflops']:.0f} GFLOP/s",
-        f"loss at the start: megabert {result['loss_at_start']['megabert']:.5f}, "
-        f"transformers {result['loss_at_start']['transformers']:.5f}",
-        f"{'real tokens/s':<16}{'median':>10}{'least':>10}{'most':>10}",
-    ]
-    for name, rate in result["tokens_per_second"].items():
-        lines.append(f"{name:<16}{result['median'][name]:>10,.0f}{min(rate):>10,.0f}{max(rate):>10,.0f}")
-    turns = result["ratio_of_each_turn"]
-    lines.append(f"{'ratio':<16}{result['ratio']:>10.2f}{min(turns):>10.2f}{max(turns):>10.2f}")
-    lines.append(f"{'memory in MiB':<16}{'peak':>10}{'before':>10}")
-    for name, memory in result["memory_mib"].items():
-        lines.append(f"{name:<16}{memory['peak']:>10,.0f}{memory['before']:>10,.0f}")
-    lines.append(f"{'ratio':<16}{result['memory_ratio']:>10.2f}")
+        f"| {result['threads']} CPU threads; bf16 matrix products {rate:,.0f} GFLOP/s; dropout {result['dropout']} "
+        f"| megabert | Transformers {result['transformers']} | ratio |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for one in result["cases"].values():
+        ours, theirs = (one["median"][side] for side in SIDES)
+        turns, memory = one["ratio_of_each_turn"], [one["memory_mib"][side]["peak"] for side in SIDES]
+        lines.append(
+            f"| {one['case']['described']} | {ours:,.0f} tokens/s | {theirs:,.0f} tokens/s | **{one['ratio']:.1f}** "
+            f"({min(turns):.1f} to {max(turns):.1f}) |"
+        )
+        lines.append(f"| its peak memory | {memory[0]:,.0f} MiB | {memory[1]:,.0f} MiB | {one['memory_ratio']:.2f} |")
+        useful = [one["useful_gflops"][side] / rate for side in SIDES]
+        fills = [one["filled"][side] for side in SIDES]
+        lines.append(f"| its share of the matrix rate; places filled | {useful[0]:.0%}; {fills[0]:.1%} "
+                     f"| {useful[1]:.0%}; {fills[1]:.1%} | |")  # fmt: skip
+    if "start_seconds" in result:
+        lines.append(f"| `megabert pretrain` to its first step, data cached | {result['start_seconds']:.1f} s | | |")
     return "\n".join(lines)
 
 
@@ -268,7 +392,12 @@ def main() -> int:
     """The program; returns the exit status."""
     try:
         options = parse(BenchmarkOptions, sys.argv[1:], program="benchmarks/pretrain.py", description=__doc__ or "")
+        strange = [name for name in options.cases if name not in CASES]
+        if strange:
+            raise ValueError(f"--cases: {strange[0]} is not one of {', '.join(CASES)}")
         if options.memory_of is not None:
+            if options.threads:
+                torch.set_num_threads(options.threads)
             print(json.dumps(measure_memory(options)))
             return 0
         result = run(options)
@@ -278,7 +407,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
-    print(show(result))
+    print(shown(result))
     return 0
 
 
