@@ -5,9 +5,9 @@ from megabert.metrics.calibration import expected_calibration_error, reliability
 
 def test_bins_hold_their_upper_end():
     bins = reliability([(0.0, False), (0.1, True), (0.10001, True), (0.3, True), (0.7, False), (1.0, True)])
-    assert [one.count for one in bins] == [2, 1, 1, 0, 0, 0, 1, 0, 0, 1]
+    assert [one.decisions for one in bins] == [2, 1, 1, 0, 0, 0, 1, 0, 0, 1]
     assert bins[0].confidence == pytest.approx(0.05) and bins[0].accuracy == 0.5
-    assert sum(one.count for one in reliability([(n / 1000, True) for n in range(1001)])) == 1001
+    assert sum(one.decisions for one in reliability([(n / 1000, True) for n in range(1001)])) == 1001
 
 
 def test_the_error_is_the_mean_distance():

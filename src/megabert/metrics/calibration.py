@@ -13,7 +13,7 @@ class Bin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    decisions: int
     confidence: float
     accuracy: float
 
@@ -50,7 +50,7 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     Raises:
         ValueError: there is no decision.
     """
-    total = sum(one.count for one in bins)
+    total = sum(one.decisions for one in bins)
     if not total:
         raise ValueError("there is nothing to score: no decision")
-    return sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / total
+    return sum(one.decisions * abs(one.accuracy - one.confidence) for one in bins) / total

@@ -142,18 +142,18 @@ def reliability(bins: Sequence[Bin], description: str) -> Safe:
     axis = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     content: list[object] = [*_axes(frame, axis, axis, ("probability", "share that is right"))]
     content.append(tag("line", x1=frame.at_x(0), y1=frame.at_y(0), x2=frame.at_x(1), y2=frame.at_y(1), class_="ideal"))
-    floor, most = frame.at_y(0), max((one.count for one in bins), default=1) or 1
+    floor, most = frame.at_y(0), max((one.decisions for one in bins), default=1) or 1
     for one in bins:
-        if not one.count:
+        if not one.decisions:
             continue
         x, width = frame.at_x(one.low) + 1.5, frame.at_x(one.high) - frame.at_x(one.low) - 3
-        told = (f"{one.low:.0%} to {one.high:.0%}: {one.count:,} decisions, {one.accuracy:.1%} right, mean probability "
+        told = (f"{one.low:.0%} to {one.high:.0%}: {one.decisions:,} decisions, {one.accuracy:.1%} right, mean probability "
                 f"{one.confidence:.1%}")  # fmt: skip
         top = frame.at_y(one.accuracy)
         content.append(tag("rect", tag("title", told), x=round(x, 1), y=top, width=round(width, 1),
                            height=round(floor - top, 1), class_="one"))  # fmt: skip
         content.append(tag("circle", cx=frame.at_x(one.confidence), cy=top, r=3, class_="two"))
-        tall = max(1.0, round((strip - 22) * one.count / most, 1))
+        tall = max(1.0, round((strip - 22) * one.decisions / most, 1))
         content.append(tag("rect", tag("title", told), x=round(x, 1), y=height - tall, width=round(width, 1),
                            height=tall, class_="quiet"))  # fmt: skip
     content.append(tag("text", "how many", x=_LEFT - 7, y=height - 4, class_="tick end"))

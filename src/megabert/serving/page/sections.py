@@ -157,12 +157,12 @@ def _confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], title: st
 def calibrated(cases: Sequence[Case]) -> Safe | None:
     """Whether probabilities can be believed; None where there are none."""
     bins = calibration.reliability(belief for case in cases for belief in case.beliefs)
-    total = sum(one.count for one in bins)
+    total = sum(one.decisions for one in bins)
     if not total:
         return None
     error = calibration.expected_calibration_error(bins)
-    right = sum(one.count * one.accuracy for one in bins) / total
-    sure = sum(one.count * one.confidence for one in bins) / total
+    right = sum(one.decisions * one.accuracy for one in bins) / total
+    sure = sum(one.decisions * one.confidence for one in bins) / total
     leaning = "too sure" if sure > right else "not sure enough"
     told = (f"{total:,} decisions: {right:.1%} are right, and the mean probability is {sure:.1%}"
             + (f", so the model is {leaning} on the whole" if abs(sure - right) >= 0.01 else "") + ".")  # fmt: skip
