@@ -90,6 +90,19 @@ def test_more_micro_batches_in_a_pipeline_add_the_same_each(pieces):
     assert flops == found.work.flops
 
 
+def test_what_recomputed_layers_keep_can_be_shared():
+    """Each layer more costs half of its input then."""
+
+    def layer(**changes):
+        common = {"tensor_model_parallel_size": 2, "recompute_granularity": "full", "batch_size": 64, **changes}
+        few, many = (trace(run_of(2, num_layers=layers, **common), 0, assemble).passing for layers in (2, 6))
+        return (many - few) / 4
+
+    whole = 64 * 32 * 64 * 4
+    assert layer() == pytest.approx(whole, rel=0.05)
+    assert layer(distribute_saved_activations=True) == pytest.approx(whole / 2, rel=0.05)
+
+
 def test_recomputation_and_sharding_spare_memory():
     subject = run_of(4, hidden_size=128, seq_length=128, max_position_embeddings=128, bf16=True, batch_size=8)
     plan = make_plan(subject, H100, assemble)

@@ -79,6 +79,7 @@ def recomputations(subject: Subject) -> dict[str, Subject]:
         name: subject.with_options(
             checkpoint_activations=False, recompute_activations=False, recompute_method=None, recompute_num_layers=1,
             recompute_granularity=granularity,
+            distribute_saved_activations=subject.options.distribute_saved_activations and granularity == "full",
         )
         for name, granularity in (("none", None), ("selective", "selective"), ("full", "full"))
     }  # fmt: skip
@@ -97,7 +98,7 @@ def alone(subject: Subject) -> Subject:
     return subject.with_options(
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, num_layers_per_virtual_pipeline_stage=None,
         sequence_parallel=False, data_parallel_sharding="none", use_distributed_optimizer=False,
-        global_batch_size=None,
+        global_batch_size=None, distribute_saved_activations=False,
     ).in_world(1)  # fmt: skip
 
 
