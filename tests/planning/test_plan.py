@@ -5,8 +5,9 @@ import pytest
 
 from megabert.planning.assembly import assemble
 from megabert.planning.hardware import HARDWARE
-from megabert.planning.plan import make_plan, search
+from megabert.planning.plan import RESERVED, make_plan
 from megabert.planning.rehearsal import rehearsal
+from megabert.planning.search import search
 from megabert.planning.trace import batch_of, record_step, short_trace, trace
 
 from .subjects import run_of
@@ -127,7 +128,18 @@ def test_a_search_lists_the_fastest_first():
     seconds = [plan.times.step for plan in plans]
     assert seconds == sorted(seconds)
     assert {plan.subject.layout.tensor for plan in plans} == {1, 2, 4}
+    assert {plan.subject.layout.pipeline for plan in plans} == {1, 2}
     assert all(plan.subject.layout.world == 4 for plan in plans)
+
+
+def test_a_search_shares_the_weights_where_nothing_less_fits():
+    subject = run_of(2, num_layers=4, hidden_size=256, tensor_model_parallel_size=1)
+    state = 16 * 12 * 4 * 256**2
+    small = dataclasses.replace(H100, gpus=1, memory=RESERVED + state * 3 // 4)
+    plans = search(subject, small, assemble)
+    assert plans and all(plan.peak <= small.memory for plan in plans)
+    alone = [plan.subject.layout.sharding for plan in plans if plan.subject.layout.pipeline == 1]
+    assert alone and "none" not in alone
 
 
 def test_a_batch_that_cannot_be_cut_names_the_nearest():

@@ -122,7 +122,7 @@ def _obstacle(cut: _Cut, sizes: Sizes, share_sequence: bool) -> str | None:
     """Why a model cannot be cut so, and what of the model could change; None: it can."""
     tensor, pipeline = cut.tensor, cut.pipeline
     if sizes.heads % tensor:
-        possible = [heads for heads in _divisors(sizes.hidden) if heads % tensor == 0]
+        possible = [heads for heads in divisors(sizes.hidden) if heads % tensor == 0]
         near = min(possible, key=lambda heads: abs(heads - sizes.heads), default=None)
         advice = "" if near is None else f" (--num-attention-heads {near} could be cut so)"
         return f"--tensor-model-parallel-size {tensor} does not divide --num-attention-heads {sizes.heads}{advice}"
@@ -161,16 +161,17 @@ def _nearest(wanted: _Cut, world: int, sizes: Sizes, share_sequence: bool) -> _C
 
     found = [
         cut
-        for tensor in _divisors(sizes.heads)
-        for pipeline in _divisors(sizes.layers)
+        for tensor in divisors(sizes.heads)
+        for pipeline in divisors(sizes.layers)
         if world == 1 or world % (tensor * pipeline) == 0
-        for each in (None, *(_divisors(sizes.layers // pipeline) if wanted.each is not None else ()))
+        for each in (None, *(divisors(sizes.layers // pipeline) if wanted.each is not None else ()))
         if _obstacle(cut := _Cut(tensor, pipeline, each), sizes, share_sequence) is None
     ]
     return min(found, key=distance)
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """The numbers that divide `number`, ascending."""
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
