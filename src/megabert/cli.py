@@ -10,12 +10,14 @@ import importlib
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from megabert import config as configuration
 from megabert import runtime
 
 CLOSED_PIPE = 128 + 13
+SILENT_SECONDS = 2.0
 INTERRUPTED, TERMINATED = 128 + 2, 128 + 15
 
 VERBS = {
@@ -117,6 +119,25 @@ def _main(arguments: list[str]) -> int:
         return _run(verb, arguments[1:], program)
 
 
+def _has_the_word() -> bool:
+    """Whether a mistake is this process's to say: of many that were started together, most make the same.
+
+    Here they do not know each other yet. So the first one speaks at once, and its launcher then ends the others, who
+    wait so long; a mistake of theirs alone is said after that time.
+    """
+    from megabert.training.launch import launched
+
+    try:
+        launch = launched(os.environ)
+        if launch is not None and launch.rank:
+            time.sleep(SILENT_SECONDS * (1 if launch.local_rank == 0 else 2))
+    except ValueError:
+        return True  # the launcher's variables are the mistake
+    except (runtime.Terminated, KeyboardInterrupt):
+        return False
+    return True
+
+
 def _run(verb: str, arguments: list[str], program: str) -> int:
     try:
         module = importlib.import_module(f"megabert.commands.{verb.replace('-', '_')}")
@@ -125,7 +146,7 @@ def _run(verb: str, arguments: list[str], program: str) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return fail(program, error)
+        return fail(program, error) if _has_the_word() else TERMINATED
     except runtime.Terminated:
         print(f"{program}: ended by SIGTERM", file=sys.stderr)
         return TERMINATED

@@ -12,10 +12,11 @@ from megabert.models.auto import CLASSES
 from megabert.models.bert import plan
 from megabert.models.bert.recompute import Recomputation, set_recomputation
 from megabert.models.losses import right_guesses, summed_cross_entropy
-from megabert.parallel import vocabulary, weights
+from megabert.parallel import saved, vocabulary, weights
 from megabert.parallel.apply import apply
 from megabert.parallel.mesh import make_mesh
 from megabert.parallel.placement import chunk
+from megabert.parallel.saved import in_parts
 
 from .jobs import world
 from .small import CPU, LAYERS, LENGTH, VOCABULARY, bare, micro_batches, parallel_step, plain_step, whole
@@ -280,6 +281,25 @@ def recomputed(layout):
         expected = expected or found
         for name, gradient in expected.items():
             assert torch.allclose(found[name], gradient, rtol=1e-6, atol=1e-7), (layout, chosen, name)
+
+
+def saved_in_parts(layout):
+    """Inputs of recomputed layers that are shared: the same gradients, and one message for each of them."""
+    found, shapes = [], []
+    for parts in (False, True):
+
+        def prepare(model, parts=parts):
+            saving = {"saving": in_parts(make_mesh(layout, "cpu").get_group("tensor"))} if parts else {}
+            set_recomputation(model, Recomputation("full"), **saving)
+
+        step, _, _ = parallel_step(layout, dropout=0.2, prepare=prepare)
+        with pytest.MonkeyPatch.context() as patch:
+            gather = saved.gathered
+            patch.setattr(saved, "gathered", lambda part, group: shapes.append(len(part)) or gather(part, group))
+            step.accumulate(micro_batches(0, layout))
+        found.append({name: master.grad.clone() for name, master in step.weights.masters.items()})
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
+    assert shapes == [2 * LENGTH * 32 // layout.tensor] * LAYERS * len(micro_batches(0, layout))
 
 
 def compiled(layout, changes):

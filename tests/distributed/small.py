@@ -12,7 +12,8 @@ from transformers import MegatronBertConfig
 from megabert import MegatronBertForPreTraining
 from megabert.models.bert import plan
 from megabert.models.losses import PretrainingObjective
-from megabert.parallel import vocabulary, weights
+from megabert.parallel import weights
+from megabert.parallel.vocabulary import right_guesses, summed_cross_entropy
 from megabert.parallel.mesh import Layout, make_mesh
 from megabert.training.assembly import Parallel, make_parallel_step, seed_streams
 from megabert.training.loader import collate
@@ -69,9 +70,9 @@ def bare(dropout=0.0, model=MegatronBertForPreTraining, **changes):
         return model(configuration(dropout, **changes))
 
 
-def plain_step(dropout=0.0, prepare=None, **changes):
+def plain_step(dropout=0.0, prepare=None, vocabulary=VOCABULARY, **changes):
     chosen = options(**changes)
-    model = bare(dropout)
+    model = bare(dropout, vocab_size=vocabulary)
     weights.fill(model, model._init_weights, seed=chosen.seed, device=CPU)
     if prepare is not None:
         prepare(model)
@@ -82,20 +83,20 @@ def objective_for(mesh, pair="sop", size=VOCABULARY):
     group = mesh.get_group("tensor")
     return PretrainingObjective(
         pair,
-        word_loss=functools.partial(vocabulary.summed_cross_entropy, group=group, vocabulary=size),
-        word_hits=functools.partial(vocabulary.right_guesses, group=group, vocabulary=size),
+        word_loss=functools.partial(summed_cross_entropy, group=group, vocabulary=size),
+        word_hits=functools.partial(right_guesses, group=group, vocabulary=size),
     )
 
 
-def parallel_step(layout: Layout, dropout=0.0, prepare=None, **changes):
+def parallel_step(layout: Layout, dropout=0.0, prepare=None, vocabulary=VOCABULARY, **changes):
     """A step in this layout, and each parameter's place."""
     chosen = options(**changes)
     mesh = make_mesh(layout, "cpu")
-    model = bare(dropout)
+    model = bare(dropout, vocab_size=vocabulary)
     if prepare is not None:
         prepare(model)
     step, applied = make_parallel_step(
-        model, objective_for(mesh), chosen, Parallel(layout, mesh, plan, LAYERS), device=CPU,
+        model, objective_for(mesh, size=vocabulary), chosen, Parallel(layout, mesh, plan, LAYERS), device=CPU,
         initialise=model._init_weights,
     )  # fmt: skip
     seed_streams(chosen.seed, mesh)

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from megabert.parallel.mesh import Layout, layout_of
+from megabert.parallel.mesh import Layout, Sizes, layout_of
 from megabert.parallel.options import ParallelOptions
 
 
-def layout(world, sequence=128, layers=24, heads=16, intermediate=4096, **flags):
-    return layout_of(
-        ParallelOptions(**flags), world, layers=layers, heads=heads, intermediate=intermediate, sequence=sequence
-    )
+def layout(world, sequence=128, layers=24, heads=16, hidden=1024, **flags):
+    sizes = Sizes(layers=layers, heads=heads, hidden=hidden, intermediate=4 * hidden, sequence=sequence)
+    return layout_of(ParallelOptions(**flags), world, sizes)
 
 
 def test_megatrons_rank_order():
@@ -31,13 +30,34 @@ def test_one_process_needs_nothing():
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ({"tensor_model_parallel_size": 3}, ["--num-attention-heads 16", "nearest size that does is 2"]),
-        ({"pipeline_model_parallel_size": 5}, ["--num-layers 24", "nearest size that does is 4"]),
-        ({"tensor_model_parallel_size": 16}, ["8 processes", "nearest group size that divides 8 is 8"]),
+        (
+            {"tensor_model_parallel_size": 3},
+            ["--num-attention-heads 16;", "of 8 processes is --tensor-model-parallel-size 2 --pipe"],
+        ),
+        ({"pipeline_model_parallel_size": 5}, ["--num-layers 24 (25 could", "--pipeline-model-parallel-size 4"]),
+        (
+            {"tensor_model_parallel_size": 16},
+            ["8 processes cannot", "number of processes is 16", "--tensor-model-parallel-size 8 --pipe"],
+        ),
+        # What divides the heads must divide the processes too, and the other way round.
+        (
+            {"world": 3, "tensor_model_parallel_size": 3},
+            ["of 3 processes is --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1"],
+        ),
+        ({"world": 10, "pipeline_model_parallel_size": 5}, ["of 10 processes", "--pipeline-model-parallel-size 2"]),
+        ({"world": 6, "tensor_model_parallel_size": 4}, ["of 6 processes is --tensor-model-parallel-size 2 --pipe"]),
+        (
+            {"world": 2, "hidden": 66, "heads": 3, "tensor_model_parallel_size": 2},
+            ["(--num-attention-heads 2 could", "of 2 processes is --tensor-model-parallel-size 1"],
+        ),
+        (
+            {"world": 12, "hidden": 64, "heads": 8, "tensor_model_parallel_size": 3},
+            ["--num-attention-heads 8;", "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 1"],
+        ),
         ({"num_layers_per_virtual_pipeline_stage": 2}, ["--pipeline-model-parallel-size 2 or more"]),
         (
             {"num_layers_per_virtual_pipeline_stage": 5, "pipeline_model_parallel_size": 2},
-            ["12 layers of a stage", "nearest number that does is 4"],
+            ["12 layers of a stage", "--num-layers-per-virtual-pipeline-stage 4"],
         ),
         (
             {"sequence": 129, "tensor_model_parallel_size": 2, "sequence_parallel": True},
@@ -51,7 +71,7 @@ def test_one_process_needs_nothing():
 )
 def test_impossible_layouts_are_refused_with_the_nearest(flags, named):
     with pytest.raises(ValueError) as error:
-        layout(8, **flags)
+        layout(**{"world": 8, **flags})
     for part in named:
         assert part in str(error.value)
 

@@ -5,8 +5,9 @@ import pytest
 
 from megabert.planning.assembly import assemble
 from megabert.planning.hardware import HARDWARE
-from megabert.planning.plan import make_plan, search
+from megabert.planning.plan import RESERVED, make_plan
 from megabert.planning.rehearsal import rehearsal
+from megabert.planning.search import search
 from megabert.planning.trace import batch_of, record_step, short_trace, trace
 
 from .subjects import run_of
@@ -90,6 +91,19 @@ def test_more_micro_batches_in_a_pipeline_add_the_same_each(pieces):
     assert flops == found.work.flops
 
 
+def test_what_recomputed_layers_keep_can_be_shared():
+    """Each layer more costs half of its input then."""
+
+    def layer(**changes):
+        common = {"tensor_model_parallel_size": 2, "recompute_granularity": "full", "batch_size": 64, **changes}
+        few, many = (trace(run_of(2, num_layers=layers, **common), 0, assemble).passing for layers in (2, 6))
+        return (many - few) / 4
+
+    whole = 64 * 32 * 64 * 4
+    assert layer() == pytest.approx(whole, rel=0.05)
+    assert layer(distribute_saved_activations=True) == pytest.approx(whole / 2, rel=0.05)
+
+
 def test_recomputation_and_sharding_spare_memory():
     subject = run_of(4, hidden_size=128, seq_length=128, max_position_embeddings=128, bf16=True, batch_size=8)
     plan = make_plan(subject, H100, assemble)
@@ -114,7 +128,18 @@ def test_a_search_lists_the_fastest_first():
     seconds = [plan.times.step for plan in plans]
     assert seconds == sorted(seconds)
     assert {plan.subject.layout.tensor for plan in plans} == {1, 2, 4}
+    assert {plan.subject.layout.pipeline for plan in plans} == {1, 2}
     assert all(plan.subject.layout.world == 4 for plan in plans)
+
+
+def test_a_search_shares_the_weights_where_nothing_less_fits():
+    subject = run_of(2, num_layers=4, hidden_size=256, tensor_model_parallel_size=1)
+    state = 16 * 12 * 4 * 256**2
+    small = dataclasses.replace(H100, gpus=1, memory=RESERVED + state * 3 // 4)
+    plans = search(subject, small, assemble)
+    assert plans and all(plan.peak <= small.memory for plan in plans)
+    alone = [plan.subject.layout.sharding for plan in plans if plan.subject.layout.pipeline == 1]
+    assert alone and "none" not in alone
 
 
 def test_a_batch_that_cannot_be_cut_names_the_nearest():

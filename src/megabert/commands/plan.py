@@ -10,7 +10,9 @@ so parameters, optimizer and collectives are exact; times come from the cost mod
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from megabert import runtime
@@ -37,17 +39,18 @@ def run(config: Config) -> None:
     from megabert.planning import report
     from megabert.planning.assembly import assemble
     from megabert.planning.hardware import HARDWARE
-    from megabert.planning.plan import make_plan, search, with_gpus
+    from megabert.planning.plan import make_plan, with_gpus
+    from megabert.planning.search import search
     from megabert.planning.subject import Subject
 
     subject = Subject.of(config, config.world_size)
     hardware = with_gpus(HARDWARE[config.hardware], config.gpus_per_node)
     if config.search:
-        plans = search(subject, hardware, assemble)
+        plans = search(subject, hardware, assemble, partial(print, file=sys.stderr, flush=True))
         if not plans:
             raise ValueError(
                 f"no layout of {config.world_size} processes fits {hardware.title}: take more of them, a smaller "
-                "--micro-batch-size, or --data-parallel-sharding full"
+                "--micro-batch-size, or other --hardware"
             )
         answer = [report.as_json(plan) for plan in plans]
         lines = list(report.as_search(plans))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,6 +62,7 @@ def apply(
     layers: int,
     device: torch.device,
     half: torch.dtype | None = None,
+    exact: Collection[str] = (),
 ) -> Applied:
     """Cut a model on the meta device (or one that has its whole weights) as the layout says.
 
@@ -70,11 +73,14 @@ def apply(
         device: where it will run.
         half: what sharded weights are computed with; None: float32. Weights that are not sharded are left to
             `training.precision`.
+        exact: names of weights that stay float32 beside half ones. `fully_shard` gathers in one format, so these are
+            not sharded, and are left to `training.precision` too.
 
     Raises:
         ValueError: a matrix does not divide.
     """
-    places = styles.placements(model, plan, tensor=layout.tensor, sharded=_is_sharded(layout))
+    whole = exact if half is not None else ()
+    places = styles.placements(model, plan, tensor=layout.tensor, sharded=_is_sharded(layout), whole=whole)
     summands: set[str] = set()
     coordinate = mesh.get_coordinate() or (0, 0, 0)
     rank = (coordinate[0] * layout.data + coordinate[1]) * layout.tensor + coordinate[2]
@@ -87,7 +93,7 @@ def apply(
         if layout.sequence_parallel:
             summands = styles.sequence_parameters(model, plan, layers)
     if _is_sharded(layout):
-        _shard(model, plan, layout, mesh, half)
+        _shard(model, plan, layout, mesh, half, places)
     return Applied([model], places, summands, layout.sharding == "full")
 
 
@@ -95,16 +101,28 @@ def _is_sharded(layout: Layout) -> bool:
     return layout.sharding != "none" and layout.data > 1
 
 
-def _shard(model: nn.Module, plan: Plan, layout: Layout, mesh: DeviceMesh, half: torch.dtype | None) -> None:
+def _shard(
+    model: nn.Module,
+    plan: Plan,
+    layout: Layout,
+    mesh: DeviceMesh,
+    half: torch.dtype | None,
+    places: Mapping[str, Placed],
+) -> None:
     """Let data-parallel processes share the weights, layer by layer; what is in no layer is one more unit."""
     # What the model returns are views; nothing here changes them in place, which is what the warning is about.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     give_back = layout.sharding == "full"
+    shared: dict[str, Any] = {
+        "mesh": mesh["data"],
+        "mp_policy": policy,
+        "ignored_params": {one for name, one in model.named_parameters() if not places[name].sharded},
+    }
     for name, module in list(model.named_modules()):
         if re.fullmatch(plan.LAYER, name):
-            fully_shard(module, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=give_back)
-    fully_shard(model, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=False)
+            fully_shard(module, reshard_after_forward=give_back, **shared)
+    fully_shard(model, reshard_after_forward=False, **shared)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # Shares of the loss are parts of the whole batch's mean: their gradients are added up, not averaged.

@@ -52,79 +52,127 @@ class Layout:
         return " x ".join(parts)
 
 
-def layout_of(
-    options: ParallelOptions, world: int, *, layers: int, heads: int, intermediate: int, sequence: int
-) -> Layout:
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What of a model and its rows decides how they can be cut.
+
+    Attributes:
+        layers, heads, hidden, intermediate: number of layers and heads, width of hidden states and inside the MLP.
+        sequence: longest row, in tokens.
+    """
+
+    layers: int
+    heads: int
+    hidden: int
+    intermediate: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What the flags ask for: tensor and pipeline sizes, and layers in a piece of a stage."""
+
+    tensor: int
+    pipeline: int
+    each: int | None
+
+    def __str__(self) -> str:
+        flags = f"--tensor-model-parallel-size {self.tensor} --pipeline-model-parallel-size {self.pipeline}"
+        return flags if self.each is None else f"{flags} --num-layers-per-virtual-pipeline-stage {self.each}"
+
+
+def layout_of(options: ParallelOptions, world: int, sizes: Sizes) -> Layout:
     """The layout that the options mean among `world` processes.
 
-    Args:
-        layers, heads, intermediate: of the model: number of layers and heads, width inside the MLP.
-        sequence: longest row, in tokens.
-
     Raises:
-        ValueError: they do not fit; the reason and the nearest possible number are named.
+        ValueError: they do not fit; the reason and the nearest possible layout are named.
     """
-    tensor, pipeline = options.tensor_model_parallel_size, options.pipeline_model_parallel_size
-    _check_tensor(tensor, heads=heads, intermediate=intermediate)
-    if options.sequence_parallel and sequence % tensor:
+    sharding = sharding_of(options)
+    cut = _Cut(
+        options.tensor_model_parallel_size, options.pipeline_model_parallel_size,
+        options.num_layers_per_virtual_pipeline_stage,
+    )  # fmt: skip
+    share_sequence = options.sequence_parallel and cut.tensor > 1
+    reason = _obstacle(cut, sizes, options.sequence_parallel)
+    if reason is None and world == 1 < cut.tensor * cut.pipeline:
         raise ValueError(
-            f"--sequence-parallel cuts a sequence of {sequence} tokens among {tensor} processes: --seq-length must be "
-            f"a multiple of {tensor} (the nearest is {_nearest_multiple(sequence, tensor)})"
+            f"--tensor-model-parallel-size {cut.tensor} x --pipeline-model-parallel-size {cut.pipeline} needs "
+            f"{cut.tensor * cut.pipeline} processes, and this is one: start them with torchrun --nproc-per-node "
+            f"{cut.tensor * cut.pipeline} -m megabert ..."
         )
-    virtual = _pieces(options, layers)
-    if world == 1 < tensor * pipeline:
-        raise ValueError(
-            f"--tensor-model-parallel-size {tensor} x --pipeline-model-parallel-size {pipeline} needs "
-            f"{tensor * pipeline} processes, and this is one: start them with torchrun --nproc-per-node "
-            f"{tensor * pipeline} -m megabert ..."
+    if reason is None and world % (cut.tensor * cut.pipeline):
+        group = cut.tensor * cut.pipeline
+        reason = (
+            f"{world} processes cannot be cut into groups of {group} (--tensor-model-parallel-size {cut.tensor} x "
+            f"--pipeline-model-parallel-size {cut.pipeline}); the nearest number of processes is "
+            f"{_nearest_multiple(world, group)}"
         )
-    if world % (tensor * pipeline):
-        possible = [size for size in range(1, world + 1) if world % size == 0]
-        near = min(possible, key=lambda size: (abs(size - tensor * pipeline), size))
-        raise ValueError(
-            f"{world} processes cannot be cut into groups of {tensor * pipeline} (--tensor-model-parallel-size "
-            f"{tensor} x --pipeline-model-parallel-size {pipeline}): the nearest group size that divides {world} is "
-            f"{near}, the nearest number of processes {_nearest_multiple(world, tensor * pipeline)}"
-        )
-    data = world // (tensor * pipeline)
+    if reason is not None:
+        processes = f" of {world} processes" if world > 1 else ""
+        near = _nearest(cut, world, sizes, options.sequence_parallel)
+        raise ValueError(f"{reason}; the nearest possible layout{processes} is {near}")
+    virtual = 1 if cut.each is None else sizes.layers // cut.pipeline // cut.each
     return Layout(
-        world=world, tensor=tensor, pipeline=pipeline, virtual=virtual, data=data,
-        sequence_parallel=options.sequence_parallel and tensor > 1, sharding=sharding_of(options),
+        world=world, tensor=cut.tensor, pipeline=cut.pipeline, virtual=virtual,
+        data=world // (cut.tensor * cut.pipeline), sequence_parallel=share_sequence, sharding=sharding,
     )  # fmt: skip
 
 
-def _check_tensor(tensor: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if count % tensor:
-            flag = {"heads": "--num-attention-heads", "intermediate": "--intermediate-size"}[name]
-            near = max(size for size in range(1, tensor) if all(number % size == 0 for number in counts.values()))
-            raise ValueError(
-                f"--tensor-model-parallel-size {tensor} does not divide {flag} {count}: the nearest size that does is "
-                f"{near}, the nearest {flag} {_nearest_multiple(count, tensor)}"
-            )
+def _obstacle(cut: _Cut, sizes: Sizes, share_sequence: bool) -> str | None:
+    """Why a model cannot be cut so, and what of the model could change; None: it can."""
+    tensor, pipeline = cut.tensor, cut.pipeline
+    if sizes.heads % tensor:
+        possible = [heads for heads in divisors(sizes.hidden) if heads % tensor == 0]
+        near = min(possible, key=lambda heads: abs(heads - sizes.heads), default=None)
+        advice = "" if near is None else f" (--num-attention-heads {near} could be cut so)"
+        return f"--tensor-model-parallel-size {tensor} does not divide --num-attention-heads {sizes.heads}{advice}"
+    if sizes.intermediate % tensor:
+        return (
+            f"--tensor-model-parallel-size {tensor} does not divide --intermediate-size {sizes.intermediate} "
+            f"({_nearest_multiple(sizes.intermediate, tensor)} could be cut so)"
+        )
+    if share_sequence and sizes.sequence % tensor:
+        return (
+            f"--sequence-parallel cuts a sequence of {sizes.sequence} tokens among {tensor} processes: --seq-length "
+            f"must be a multiple of {tensor}, such as {_nearest_multiple(sizes.sequence, tensor)}"
+        )
+    if sizes.layers % pipeline:
+        return (
+            f"--pipeline-model-parallel-size {pipeline} does not divide --num-layers {sizes.layers} "
+            f"({_nearest_multiple(sizes.layers, pipeline)} could be cut so)"
+        )
+    if cut.each is not None and pipeline == 1:
+        return "--num-layers-per-virtual-pipeline-stage needs --pipeline-model-parallel-size 2 or more"
+    if cut.each is not None and (sizes.layers // pipeline) % cut.each:
+        return (
+            f"--num-layers-per-virtual-pipeline-stage {cut.each} does not divide the {sizes.layers // pipeline} layers "
+            "of a stage"
+        )
+    return None
 
 
-def _pieces(options: ParallelOptions, layers: int) -> int:
-    """Pieces of the model on each stage."""
-    pipeline, each = options.pipeline_model_parallel_size, options.num_layers_per_virtual_pipeline_stage
-    if layers % pipeline:
-        near = max(size for size in range(1, pipeline) if layers % size == 0)
-        raise ValueError(
-            f"--pipeline-model-parallel-size {pipeline} does not divide --num-layers {layers}: the nearest size that "
-            f"does is {near}, the nearest --num-layers {_nearest_multiple(layers, pipeline)}"
-        )
-    if each is None:
-        return 1
-    if pipeline == 1:
-        raise ValueError("--num-layers-per-virtual-pipeline-stage needs --pipeline-model-parallel-size 2 or more")
-    if (layers // pipeline) % each:
-        possible = [size for size in range(1, layers // pipeline + 1) if (layers // pipeline) % size == 0]
-        near = min(possible, key=lambda size: (abs(size - each), size))
-        raise ValueError(
-            f"--num-layers-per-virtual-pipeline-stage {each} does not divide the {layers // pipeline} layers of a "
-            f"stage: the nearest number that does is {near}"
-        )
-    return layers // pipeline // each
+def _nearest(wanted: _Cut, world: int, sizes: Sizes, share_sequence: bool) -> _Cut:
+    """The possible cut that is most like the wanted one; one process alone stands for as many as it takes."""
+
+    def distance(cut: _Cut) -> tuple[int, int, int]:
+        inside = 0 if wanted.each is None else sizes.layers if cut.each is None else abs(cut.each - wanted.each)
+        outside = abs(cut.tensor - wanted.tensor) + abs(cut.pipeline - wanted.pipeline)
+        return outside, inside, cut.tensor * cut.pipeline
+
+    found = [
+        cut
+        for tensor in divisors(sizes.heads)
+        for pipeline in divisors(sizes.layers)
+        if world == 1 or world % (tensor * pipeline) == 0
+        for each in (None, *(divisors(sizes.layers // pipeline) if wanted.each is not None else ()))
+        if _obstacle(cut := _Cut(tensor, pipeline, each), sizes, share_sequence) is None
+    ]
+    return min(found, key=distance)
+
+
+def divisors(number: int) -> list[int]:
+    """The numbers that divide `number`, ascending."""
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _nearest_multiple(number: int, of: int) -> int:

@@ -33,6 +33,12 @@ class ParallelOptions:
         False,
         "with --tensor-model-parallel-size: also share LayerNorm, dropout and residuals, by cutting the sequence",
     )
+    distribute_saved_activations: bool = option(
+        False,
+        "with --tensor-model-parallel-size and --recompute-granularity full: each process keeps a part of what "
+        "recomputed layers start from, and they gather it in the backward pass",
+        aliases=("distribute-checkpointed-activations",),
+    )
     data_parallel_sharding: Literal["none", "optimizer", "full"] = option(
         "none",
         "what the processes that read different rows share: none (each holds all weights), optimizer (masters, moments "

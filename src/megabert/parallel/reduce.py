@@ -175,8 +175,9 @@ class MeshExchange:
         self.summands = sorted(summands)
         self.tie = tie
         self.device = next(iter(weights.masters.values())).device
-        replicated = layout.data > 1 and layout.sharding == "none"
-        self.buckets = Buckets(weights.pairs(), self.data_group) if replicated else None
+        # Of sharded weights a few may be whole on each process: see `styles.placements`.
+        replicas = [pair for pair in weights.pairs() if not places[self.names[id(pair[1])]].sharded]
+        self.buckets = Buckets(replicas, self.data_group) if layout.data > 1 and replicas else None
 
     def totals(self, counts: Mapping[str, int]) -> dict[str, int] | dict[str, Tensor]:
         """Predictions of each term in the whole batch, at least 1, from those of this process's part of it."""

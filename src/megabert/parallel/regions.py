@@ -23,6 +23,13 @@ def added(tensor: Tensor, group: ProcessGroup) -> Tensor:
     return result
 
 
+def gathered(part: Tensor, group: ProcessGroup) -> Tensor:
+    """The parts [n, ...] of all processes, one after the other: [n * processes, ...]."""
+    result = part.new_empty(part.shape[0] * group.size(), *part.shape[1:])
+    _gather(result, part, group=group)
+    return result
+
+
 def part_of(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """This process's part of [batch, seq, ...]: [batch, seq / processes, ...].
 
@@ -40,10 +47,7 @@ def part_of(tensor: Tensor, group: ProcessGroup) -> Tensor:
 
 def joined(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """The parts [batch, part of seq, ...] of all processes, one after the other: [batch, seq, ...]."""
-    local = tensor.transpose(0, 1).contiguous()
-    result = local.new_empty(local.shape[0] * group.size(), *local.shape[1:])
-    _gather(result, local, group=group)
-    return result.transpose(0, 1).contiguous()
+    return gathered(tensor.transpose(0, 1).contiguous(), group).transpose(0, 1).contiguous()
 
 
 def added_part(tensor: Tensor, group: ProcessGroup) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -47,14 +47,20 @@ def word_for(name: str, table: Mapping[str, str]) -> str | None:
     return next((word for pattern, word in table.items() if re.fullmatch(pattern, name)), None)
 
 
-def placements(model: nn.Module, plan: Plan, *, tensor: int, sharded: bool) -> dict[str, Placed]:
+def placements(
+    model: nn.Module, plan: Plan, *, tensor: int, sharded: bool, whole: Collection[str] = ()
+) -> dict[str, Placed]:
     """Each parameter's place, by the first of its names; the model's parameters are still whole.
+
+    Where the weights are sharded, those that are named in `whole` are not, and neither is one whose tensor-parallel
+    parts are of several lengths: a `DTensor` cannot say where the data-parallel parts of such parts lie.
 
     Raises:
         ValueError: a matrix does not divide.
     """
     modules = dict(model.named_modules())
     cuts: dict[int, int] = {}
+    uneven: set[int] = set()
     for name, module in modules.items():
         word = word_for(name, plan.TENSOR) if tensor > 1 else None
         for own, parameter in module.named_parameters(recurse=False):
@@ -63,15 +69,15 @@ def placements(model: nn.Module, plan: Plan, *, tensor: int, sharded: bool) -> d
                 continue
             if word in ("column", "row") and parameter.shape[cut] % tensor:
                 raise ValueError(f"{name}.{own} {list(parameter.shape)} does not divide among {tensor} processes")
-            if sharded and parameter.shape[cut] % tensor:
-                # A DTensor cannot say where the data-parallel parts of uneven tensor-parallel parts lie.
-                raise ValueError(
-                    f"a vocabulary of {parameter.shape[cut]} entries does not divide among {tensor} tensor-parallel "
-                    f"processes, which sharded weights need: say --make-vocab-size-divisible-by {tensor} or a multiple"
-                )
+            if parameter.shape[cut] % tensor:
+                uneven.add(id(parameter))
             cuts[id(parameter)] = cut
     return {
-        name: Placed(tuple(parameter.shape), cuts.get(id(parameter)), sharded)
+        name: Placed(
+            tuple(parameter.shape),
+            cuts.get(id(parameter)),
+            sharded and name not in whole and id(parameter) not in uneven,
+        )
         for name, parameter in model.named_parameters()
     }
 

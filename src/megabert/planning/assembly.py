@@ -15,6 +15,7 @@ from megabert.models.bert.pretraining import MegatronBertForPreTraining
 from megabert.models.bert.recompute import recomputation_of, set_recomputation
 from megabert.models.losses import PretrainingObjective
 from megabert.parallel import vocabulary
+from megabert.parallel.saved import in_parts
 from megabert.planning.subject import Subject
 from megabert.training.assembly import Parallel, make_parallel_step
 from megabert.training.step import TrainingStep
@@ -45,9 +46,12 @@ def assemble(subject: Subject, mesh: DeviceMesh) -> TrainingStep:
     cut: Any = plan  # a module, with all that a plan has
     parallel = Parallel(layout, mesh, cut, subject.options.num_layers, subject.options.overlap_grad_reduce)
     chosen = recomputation_of(subject.options, subject.options.num_layers)
+    prepare = functools.partial(set_recomputation, chosen=chosen)
+    if subject.options.distribute_saved_activations:
+        prepare = functools.partial(prepare, saving=in_parts(mesh.get_group("tensor")))
     step, _ = make_parallel_step(
         model, objective, subject.options, parallel, device=CPU, initialise=_leave,
-        prepare=functools.partial(set_recomputation, chosen=chosen),
+        prepare=prepare,
     )  # fmt: skip
     return step
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from megabert.models.bert import recompute as bert_recompute
-from megabert.planning.cost import Times, compute_seconds, times_of
+from megabert.planning.cost import Times, Work, compute_seconds, times_of
 from megabert.planning.hardware import Hardware
 from megabert.planning.subject import Subject
 from megabert.planning.trace import Assemble, Trace, short_trace, trace
@@ -79,6 +79,7 @@ def recomputations(subject: Subject) -> dict[str, Subject]:
         name: subject.with_options(
             checkpoint_activations=False, recompute_activations=False, recompute_method=None, recompute_num_layers=1,
             recompute_granularity=granularity,
+            distribute_saved_activations=subject.options.distribute_saved_activations and granularity == "full",
         )
         for name, granularity in (("none", None), ("selective", "selective"), ("full", "full"))
     }  # fmt: skip
@@ -97,26 +98,36 @@ def alone(subject: Subject) -> Subject:
     return subject.with_options(
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, num_layers_per_virtual_pipeline_stage=None,
         sequence_parallel=False, data_parallel_sharding="none", use_distributed_optimizer=False,
-        global_batch_size=None,
+        global_batch_size=None, distribute_saved_activations=False,
     ).in_world(1)  # fmt: skip
 
 
-def make_plan(subject: Subject, hardware: Hardware, assemble: Assemble, *, quick: bool = False) -> Plan:
+def make_plan(
+    subject: Subject,
+    hardware: Hardware,
+    assemble: Assemble,
+    *,
+    quick: bool = False,
+    known: dict[str, Work] | None = None,
+) -> Plan:
     """Trace the ranks and tell what they say.
 
     Args:
         quick: follow straight lines from shallow models instead of building the whole depth, and leave out the
-            choices of recomputation that are not the run's.
+            choices of recomputation that are not the run's, and the stages in the middle of a pipeline.
+        known: work of a single device by recomputation, of earlier plans of the run in other layouts; added to.
 
     Raises:
         ValueError: an impossible layout or batch.
     """
     look = short_trace if quick else trace
-    traces = {rank: look(subject, rank, assemble) for rank in kinds_of_rank(subject)}
+    # A stage in the middle holds less than the first and computes less than the last.
+    ranks = kinds_of_rank(subject)
+    traces = {rank: look(subject, rank, assemble) for rank in ({ranks[0], ranks[-1]} if quick else ranks)}
     layout, micro_batches = subject.layout, subject.micro_batches
     overlap = subject.options.overlap_grad_reduce
     times = [times_of(found.work, layout, hardware, micro_batches, overlap=overlap) for found in traces.values()]
-    ideal, flops = ideal_of(subject, hardware, assemble)
+    ideal, flops = ideal_of(subject, hardware, assemble, {} if known is None else known)
     own = recomputation_of(subject)
     activations = {own: max(found.passing for found in traces.values())}
     for choice, other in recomputations(subject).items():
@@ -125,58 +136,24 @@ def make_plan(subject: Subject, hardware: Hardware, assemble: Assemble, *, quick
     return Plan(subject, hardware, traces, max(times, key=lambda each: each.step), ideal, flops, activations)
 
 
-def ideal_of(subject: Subject, hardware: Hardware, assemble: Assemble) -> tuple[float, float]:
+def ideal_of(
+    subject: Subject, hardware: Hardware, assemble: Assemble, known: dict[str, Work]
+) -> tuple[float, float]:
     """Seconds of a step with the work of one device shared evenly, and FLOPs that the model needs in it."""
     single = alone(subject)
-    work = short_trace(single, 0, assemble).work
+    work = _work_alone(single, assemble, known)
     parts = subject.layout.tensor * subject.layout.pipeline
     passes = compute_seconds(work.operations, hardware) * subject.micro_batches
     update = compute_seconds(work.update_operations, hardware)
-    kept = recomputations(single)["none"]
-    needed = work if recomputation_of(subject) == "none" else short_trace(kept, 0, assemble).work
+    needed = _work_alone(recomputations(single)["none"], assemble, known)
     return (passes + update) / parts, needed.flops * subject.micro_batches * subject.layout.data
 
 
-def search(subject: Subject, hardware: Hardware, assemble: Assemble) -> list[Plan]:
-    """Plans of the layouts of the world size that fit the device, fastest first.
-
-    Tensor sizes go up to a node, with sequence parallelism; each with the shortest pipeline (up to 16 stages) that
-    fits, and with the first of these that does: nothing spared, sharded optimizer, recomputation, both.
-    """
-    found = []
-    for tensor in _powers(min(hardware.gpus, subject.layout.world)):
-        for pipeline in _powers(min(16, subject.layout.world // tensor)):
-            plan = _first_that_fits(subject, hardware, assemble, tensor, pipeline)
-            if plan is not None:
-                found.append(plan)
-                break
-    return sorted(found, key=lambda plan: plan.times.step)
-
-
-def _first_that_fits(
-    subject: Subject, hardware: Hardware, assemble: Assemble, tensor: int, pipeline: int
-) -> Plan | None:
-    for recomputation in ("none", "full"):
-        for sharding in ("none", "optimizer"):
-            try:
-                candidate = recomputations(subject)[recomputation].with_options(
-                    tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline,
-                    num_layers_per_virtual_pipeline_stage=None, sequence_parallel=tensor > 1,
-                    data_parallel_sharding=sharding, use_distributed_optimizer=False,
-                )  # fmt: skip
-                assert candidate.micro_batches
-            except ValueError:
-                return None  # not a layout of this model and batch
-            if sharding != "none" and candidate.layout.data == 1:
-                continue
-            plan = make_plan(candidate, hardware, assemble, quick=True)
-            if plan.fits:
-                return plan
-    return None
-
-
-def _powers(most: int) -> list[int]:
-    return [2**exponent for exponent in range(most.bit_length()) if 2**exponent <= most]
+def _work_alone(single: Subject, assemble: Assemble, known: dict[str, Work]) -> Work:
+    choice = recomputation_of(single)
+    if choice not in known:
+        known[choice] = short_trace(single, 0, assemble).work
+    return known[choice]
 
 
 def with_gpus(hardware: Hardware, gpus: int | None) -> Hardware:

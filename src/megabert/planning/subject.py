@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megabert.data.masking import most_predictions
-from megabert.parallel.mesh import Layout, layout_of
+from megabert.models.bert.recompute import recomputation_of
+from megabert.parallel.mesh import Layout, Sizes, layout_of
+from megabert.parallel.saved import check_distributed_saving
 from megabert.planning.options import RunOptions
 
 PACKED_SAMPLES = 8
@@ -93,7 +95,10 @@ def layout_for(options: RunOptions, world: int) -> Layout:
     Raises:
         ValueError: an impossible one; the reason and the nearest possible one are named.
     """
-    return layout_of(
-        options, world, layers=options.num_layers, heads=options.num_attention_heads,
+    recomputed = recomputation_of(options, options.num_layers)
+    check_distributed_saving(options, full=recomputed is not None and recomputed.granularity == "full")
+    sizes = Sizes(
+        layers=options.num_layers, heads=options.num_attention_heads, hidden=options.hidden_size,
         intermediate=options.intermediate_size or 4 * options.hidden_size, sequence=options.seq_length,
     )  # fmt: skip
+    return layout_of(options, world, sizes)

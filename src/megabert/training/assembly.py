@@ -27,7 +27,7 @@ from megabert.training.engine import Engine, LocalEngine
 from megabert.training.objective import Objective
 from megabert.training.optim import make_optimizer
 from megabert.training.options import BatchOptions, TrainingOptions
-from megabert.training.precision import Weights, half_of
+from megabert.training.precision import Weights, exact_weights, half_of
 from megabert.training.scaler import make_scaler
 from megabert.training.step import TrainingStep
 
@@ -48,18 +48,6 @@ class Parallel:
     plan: Plan
     layers: int
     overlap: bool = True
-
-
-def check_precision(options: TrainingOptions, layout: Layout) -> None:
-    """Refuse number formats that a layout cannot have.
-
-    Raises:
-        ValueError: parts kept in float32 under sharded weights, which are gathered in one format.
-    """
-    kept = [name for name in ("fp32_layernorm", "fp32_embedding", "fp32_tokentypes") if getattr(options, name)]
-    if kept and layout.sharding != "none" and (options.fp16 or options.bf16):
-        flag = "--" + kept[0].replace("_", "-")
-        raise ValueError(f"{flag} does not go with --data-parallel-sharding {layout.sharding}: leave one of them out")
 
 
 def check_rounds(options: BatchOptions, layout: Layout) -> None:
@@ -95,16 +83,19 @@ def make_parallel_step(
         ValueError: options that exclude each other, or a matrix that does not divide.
     """
     layout, mesh = parallel.layout, parallel.mesh
-    check_precision(options, layout)
     check_rounds(options, layout)
     if initialise is None:
         model.to(device)
     parts, tie = _parts(model, parallel)
+    tables = tie.copies if tie is not None else ()
     applied = Applied([], {}, set(), layout.sharding == "full")
     for _, part in parts:
         applied.add(
-            apply(part, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options))
-        )
+            apply(
+                part, parallel.plan, layout, mesh, layers=parallel.layers, device=device, half=half_of(options),
+                exact=exact_weights(part, options, tables),
+            )
+        )  # fmt: skip
         if initialise is not None:
             weights.fill(
                 part, initialise, seed=options.seed, device=device, places=applied.places, layout=layout,
@@ -113,7 +104,7 @@ def make_parallel_step(
         if prepare is not None:
             prepare(part)
         part.train()
-    trained = Weights(applied.models, options, tables=tie.copies if tie is not None else ())
+    trained = Weights(applied.models, options, tables=tables)
     if tie is not None:
         tie.start_equal(trained.masters)
         trained.publish()

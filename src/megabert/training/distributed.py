@@ -138,7 +138,16 @@ def _matrix_rate(device: torch.device) -> float:
 
 
 def backend_of(chosen: str | None, device: torch.device) -> str:
-    """The backend of torch's process group: what was chosen, else NCCL between GPUs and gloo between CPUs."""
+    """The backend of torch's process group: what was chosen, else NCCL between GPUs and gloo between CPUs.
+
+    Raises:
+        ValueError: NCCL for processes without a GPU.
+    """
+    if chosen == "nccl" and device.type != "cuda":
+        raise ValueError(
+            "--distributed-backend nccl carries messages between GPUs, and this process trains on the CPU "
+            "(--device cpu, or PyTorch sees no GPU): leave the flag out, or say gloo"
+        )
     name = chosen or ("nccl" if device.type == "cuda" else "gloo")
     return "cpu:gloo,cuda:nccl" if name == "nccl" else name
 

@@ -25,8 +25,8 @@ class BatchOptions:
     )
     global_batch_size: int | None = option(
         None,
-        "rows in one update of the weights: a multiple of --batch-size, whose gradients are added up; left out, "
-        "--batch-size",
+        "rows in one update of the weights: a multiple of --batch-size times the processes that read different rows; "
+        "left out, that product",
         example="256",
         minimum=1,
     )

@@ -69,20 +69,14 @@ class Weights:
 
     def _convert(self, model: nn.Module, options: PrecisionOptions, tables: Collection[str]) -> None:
         kept = _kept_modules(model, options, tables) if self.half is not None else []
-        whole = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and id(module.weight) in whole:
-                # The vocabulary's head, tied to a float32 table: its bias must be of the same format.
-                whole.add(id(module.bias))
-        sharded = False
+        exact = _exact_parameters(model, kept)
         for name, parameter in model.named_parameters():
             assert name not in self.masters, f"two parts of the model hold {name}"
             if isinstance(parameter, DTensor):
                 self._add_shard(name, parameter)
-                sharded = True
             else:
-                self._add(name, parameter, whole)
-        if self.half is not None and not sharded:
+                self._add(name, parameter, exact)
+        if self.half is not None:
             self._cast_buffers(model, kept)
             _bridge(model, self.half)
 
@@ -93,19 +87,19 @@ class Weights:
             self.masters[name] = master
             self._shards.append((parameter, master))
 
-    def _add(self, name: str, parameter: nn.Parameter, whole: set[int]) -> None:
+    def _add(self, name: str, parameter: nn.Parameter, exact: set[int]) -> None:
         if not parameter.is_floating_point():
             return
-        target = torch.float32 if self.half is None or id(parameter) in whole else self.half
+        target = torch.float32 if self.half is None or id(parameter) in exact else self.half
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(target)
             return
-        exact = parameter.data.to(torch.float32)
-        parameter.data = exact if target == torch.float32 else parameter.data.to(target)
+        numbers = parameter.data.to(torch.float32)
+        parameter.data = numbers if target == torch.float32 else parameter.data.to(target)
         if target == torch.float32:
             self.masters[name] = parameter
             return
-        master = nn.Parameter(exact)
+        master = nn.Parameter(numbers)
         self.masters[name] = master
         self._half_weights.append(parameter)
         self._half_masters.append(master)
@@ -213,6 +207,24 @@ class Weights:
         self.publish()
 
 
+def exact_weights(model: nn.Module, options: PrecisionOptions, tables: Collection[str] = ()) -> set[str]:
+    """Names of the weights that stay float32 in a half model; empty for a float32 one. Arguments as `Weights`'."""
+    if half_of(options) is None:
+        return set()
+    exact = _exact_parameters(model, _kept_modules(model, options, tables))
+    return {name for name, parameter in model.named_parameters() if id(parameter) in exact}
+
+
+def _exact_parameters(model: nn.Module, kept: list[nn.Module]) -> set[int]:
+    """The parameters (by `id`) that stay float32 when the own weights of the modules `kept` do."""
+    exact = {id(parameter) for module in kept for parameter in module.parameters(recurse=False)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) in exact:
+            # The vocabulary's head, tied to a float32 table: its bias must be of the same format.
+            exact.add(id(module.bias))
+    return exact
+
+
 def _kept_modules(model: nn.Module, options: PrecisionOptions, tables: Collection[str]) -> list[nn.Module]:
     """The modules whose own weights stay float32."""
     kept = []
@@ -243,7 +255,9 @@ def _bridge(model: nn.Module, half: torch.dtype) -> None:
 
     narrowed: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False) if parameter.is_floating_point()]
+        # A sharded weight is float32 at rest, and of the half format where it is computed with.
+        held = [parameter for parameter in module.parameters(recurse=False) if not isinstance(parameter, DTensor)]
+        own = [parameter for parameter in held if parameter.is_floating_point()]
         joined = is_norm(module) or isinstance(module, nn.Embedding | nn.Linear)
         if not joined or not any(parameter.dtype == torch.float32 for parameter in own):
             continue

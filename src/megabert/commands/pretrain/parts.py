@@ -27,14 +27,19 @@ def layout_for(config: Config, world: World | None) -> Layout:
     Raises:
         ValueError: they cannot.
     """
-    from megabert.parallel.mesh import layout_of
+    from megabert.models.bert.recompute import recomputation_of
+    from megabert.parallel.mesh import Sizes, layout_of
+    from megabert.parallel.saved import check_distributed_saving
 
-    fitting = partial(
-        layout_of, config, world.size if world else 1, layers=config.num_layers, heads=config.num_attention_heads,
+    sizes = partial(
+        Sizes, layers=config.num_layers, heads=config.num_attention_heads, hidden=config.hidden_size,
         intermediate=config.intermediate_size or 4 * config.hidden_size,
     )  # fmt: skip
-    fitting(sequence=config.eval_seq_length or config.seq_length)
-    return fitting(sequence=config.seq_length)
+    processes = world.size if world else 1
+    recomputed = recomputation_of(config, config.num_layers)
+    check_distributed_saving(config, full=recomputed is not None and recomputed.granularity == "full")
+    layout_of(config, processes, sizes(sequence=config.eval_seq_length or config.seq_length))
+    return layout_of(config, processes, sizes(sequence=config.seq_length))
 
 
 def agree(world: World, config: Config, identity: dict[str, str], device: torch.device) -> None:
@@ -92,6 +97,7 @@ def together(
     from megabert.models.losses import PretrainingObjective
     from megabert.parallel import vocabulary
     from megabert.parallel.mesh import make_mesh
+    from megabert.parallel.saved import in_parts
     from megabert.training.assembly import Parallel, make_parallel_step, seed_streams
     from megabert.training.team import ManyProcesses, sharing_of
 
@@ -104,10 +110,13 @@ def together(
             word_hits=partial(vocabulary.right_guesses, **cut),
         )  # fmt: skip
     recomputed = recomputation_of(config, config.num_layers // (layout.pipeline * layout.virtual))
+    prepare = partial(set_recomputation, chosen=recomputed)
+    if config.distribute_saved_activations:
+        prepare = partial(prepare, saving=in_parts(mesh.get_group("tensor")))
     tied = plan.STAGES.tied(model) if layout.pipeline > 1 else {}
     step, applied = make_parallel_step(
         model, objective, config, Parallel(layout, mesh, plan, config.num_layers, config.overlap_grad_reduce),
-        device=device, initialise=model._init_weights, prepare=partial(set_recomputation, chosen=recomputed),
+        device=device, initialise=model._init_weights, prepare=prepare,
     )  # fmt: skip
     seed_streams(config.seed, mesh)
     copies = {copy: name for copy, name in tied.items() if copy in applied.places}

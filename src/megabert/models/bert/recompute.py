@@ -6,6 +6,8 @@ computed again, so that dropout drops the same elements and gradients are those 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,12 +65,20 @@ def recomputation_of(options: RecomputeOptions, num_layers: int) -> Recomputatio
     return Recomputation(granularity, options.recompute_method or "uniform", options.recompute_num_layers)
 
 
-def set_recomputation(model: nn.Module, chosen: Recomputation | None) -> None:
-    """Let every encoder inside `model` compute again what was chosen; None: nothing. It acts in training mode only."""
+def set_recomputation(
+    model: nn.Module,
+    chosen: Recomputation | None,
+    saving: Callable[[], AbstractContextManager] = nullcontext,
+) -> None:
+    """Let every encoder inside `model` compute again what was chosen; None: nothing. It acts in training mode only.
+
+    `saving` makes what is entered around each recomputed group of layers: it may say how their input is kept.
+    """
     full = chosen is not None and chosen.granularity == "full"
     for module in model.modules():
         if isinstance(module, MegatronBertEncoder):
             count = len(module.layer)
+            module.saving = saving
             size, end = 0, 0
             if chosen is not None and full:
                 uniform = chosen.method == "uniform"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ class MegatronBertEncoder(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         self.recomputed: list[range] = []
         """Groups of layers, from the first one on, that keep only their input in training (`bert.recompute`)."""
-        self.compute_dtype: torch.dtype | None = None
+        self.saving: Callable[[], AbstractContextManager] = nullcontext
+        """Makes what is entered around each of these groups: it says how the input is kept."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,9 +96,14 @@ class MegatronBertEncoder(nn.Module):
         kept = 0
         if self.training and torch.is_grad_enabled():
             for layers in self.recomputed:
-                yield layers, partial(checkpoint, self._run, use_reentrant=False)
+                yield layers, self._recompute
                 kept = layers.stop
         yield range(kept, len(self.layer)), self._run
+
+    def _recompute(self, *arguments: Any, **kwargs: Any) -> Any:
+        """`_run`, keeping only the input."""
+        with self.saving():
+            return checkpoint(self._run, *arguments, use_reentrant=False, **kwargs)
 
     def _run(
         self,
