@@ -36,6 +36,7 @@ class Reading:
 
     work: ClassVar[str] = "tokenizing"
     unit: ClassVar[str] = "documents"
+    writes_tokens: ClassVar[bool] = True
 
     def chunks(self, path: Path, offset: int, chunk_bytes: int) -> Iterator[Piece]:
         """Whole documents of a file behind `offset`, not yet read."""

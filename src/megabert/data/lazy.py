@@ -46,6 +46,7 @@ class LazyReading(Reading):
     """Text files of which only an index is made."""
 
     work: ClassVar[str] = "indexing, for --lazy-loader,"
+    writes_tokens: ClassVar[bool] = False
 
     def encoder(self, tokenizer: Tokenizer) -> _Places:
         """What makes blocks of places."""

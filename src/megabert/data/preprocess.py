@@ -257,7 +257,8 @@ def tokenize_files(
     result = tokenize(
         inputs, tokenizer, prefix, reading=reading, workers=workers, on_progress=lambda progress: say(str(progress))
     )
-    say(f"{result.documents:,} {reading.unit}, {result.tokens:,} tokens in {runtime.duration(result.seconds)}")
+    tokens = f", {result.tokens:,} tokens" if reading.writes_tokens else ""
+    say(f"{result.documents:,} {reading.unit}{tokens} in {runtime.duration(result.seconds)}")
     if result.skipped:
         say(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
     return result

@@ -197,6 +197,7 @@ def _reading(text: Text, options: DataOptions, say: Callable[[str], None]) -> tu
     """How the files are read, and the end of the name of what is made of them."""
     if options.use_tfrecords:
         shape = stored_reading.shape_of(text.paths[0])
+        stored_reading.check_shape(shape, options, str(text.paths[0]))
         stored = stored_reading.StoredReading(
             positions=shape.positions, predictions=shape.predictions, max_bad_fraction=options.max_bad_fraction
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megabert.data import stored_reading
 from megabert.data.indexed import IndexedData
 from megabert.data.options import DataOptions
 from megabert.data.samples import NO_LABEL, Row, RowShape, Sample, Vocabulary, assemble, reordered
@@ -34,25 +35,15 @@ class StoredSet:
         """Make rows of `data`, whose side file tells its shape.
 
         Raises:
-            ValueError: the samples have another length than --seq-length, or more places to predict than
-                --max-preds-per-seq; or the options ask for what stored samples cannot give.
+            ValueError: as `stored_reading.check_shape`; the options do not say that the data are stored samples.
         """
+        if not options.use_tfrecords:
+            raise ValueError(f"{data.prefix}: the {name} is stored samples, no text; add --use-tfrecords")
         self.data, self.seed = data, seed
         self.vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
         self.paired = options.pairs != "none"
         positions, predictions = (int(data.facts["samples"][key]) for key in ("positions", "predictions"))
-        if options.seq_length != positions:
-            raise ValueError(
-                f"{data.prefix}: the {name} holds samples of {positions} tokens, but --seq-length is "
-                f"{options.seq_length}; say --seq-length {positions}"
-            )
-        if options.max_preds_per_seq not in (None, predictions):
-            raise ValueError(
-                f"{data.prefix}: the samples of the {name} have {predictions} places to predict, but "
-                f"--max-preds-per-seq is {options.max_preds_per_seq}; leave it out, or say {predictions}"
-            )
-        if options.pack:
-            raise ValueError("--pack fills rows with samples that it cuts itself; stored samples are read as they are")
+        stored_reading.check_shape(stored_reading.Shape(positions, predictions), options, str(data.prefix))
         self.shape = RowShape(positions, predictions, 1)
 
     def reshaped(self, shape: RowShape) -> StoredSet:

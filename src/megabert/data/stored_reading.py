@@ -25,6 +25,7 @@ import numpy as np
 from megabert.corpora import files, tfrecord
 from megabert.data.encoding import Block, Reading
 from megabert.data.indexed import token_dtype
+from megabert.data.options import DataOptions
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -92,6 +93,30 @@ def shape_of(path: Path) -> Shape:
     raise ValueError(f"{path}: holds no sample that can be used; {why}")
 
 
+def check_shape(shape: Shape, options: DataOptions, where: str) -> None:
+    """Refuse samples that are not what the options ask for.
+
+    Args:
+        where: they lie, for errors.
+
+    Raises:
+        ValueError: another length than --seq-length, other places to predict than --max-preds-per-seq; or the options
+            ask for what stored samples cannot give.
+    """
+    if options.seq_length != shape.positions:
+        raise ValueError(
+            f"{where}: holds samples of {shape.positions} tokens, but --seq-length is {options.seq_length}; say "
+            f"--seq-length {shape.positions}"
+        )
+    if options.max_preds_per_seq not in (None, shape.predictions):
+        raise ValueError(
+            f"{where}: its samples have {shape.predictions} places to predict, but --max-preds-per-seq is "
+            f"{options.max_preds_per_seq}; leave it out, or say {shape.predictions}"
+        )
+    if options.pack:
+        raise ValueError("--pack fills rows with samples that it cuts itself; stored samples are read as they are")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredReading(Reading):
     """How files of stored samples are read."""
@@ -101,6 +126,7 @@ class StoredReading(Reading):
 
     work: ClassVar[str] = "reading stored samples:"
     unit: ClassVar[str] = "samples"
+    writes_tokens: ClassVar[bool] = False
 
     def chunks(self, path: Path, offset: int, chunk_bytes: int) -> Iterator[StoredChunk]:
         """Some samples each, behind `offset`; see `preprocess`."""
