@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from megabert.formats.encoder import Encoder
     from megabert.serving.fine_tuned import FineTuned
     from megabert.tasks.base import Features, Task
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
 
 SUMMARY = "teach a pretrained encoder a task: questions, classes, entities, GLUE"
 
@@ -183,13 +183,13 @@ def _read(config: Config) -> tuple[Task, dict[str, list]]:
     return task, read
 
 
-def _tokenizer(config: Config, encoder: Encoder) -> WordPiece:
+def _tokenizer(config: Config, encoder: Encoder) -> Tokenizer:
     """The tokenizer that was named, or the checkpoint's own."""
-    from megabert.tokenization import named, word_piece
+    from megabert.tokenization import named, opening
 
     lower_case = None if config.cased is None else not config.cased
     if config.tokenizer is not None:
-        return word_piece.load(named.find(config.tokenizer), lower_case)
+        return opening.load(named.find(config.tokenizer), lower_case)
     if encoder.tokenizer is None:
         raise ValueError(
             f"{config.model} holds no tokenizer; name the one that it was trained with: --tokenizer vocab.txt"
@@ -262,7 +262,7 @@ def _with_interval(config: Config, rows: int) -> Config:
     return config if config.eval_interval else dataclasses.replace(config, eval_interval=-(-rows // rows_of(config)))
 
 
-def _identity(config: Config, task: Task, tokenizer: WordPiece) -> dict[str, str]:
+def _identity(config: Config, task: Task, tokenizer: Tokenizer) -> dict[str, str]:
     """What a run is made of: its checkpoints go on with nothing else."""
     assert config.train_file is not None
     settings = json.dumps(task.settings(), sort_keys=True, ensure_ascii=False)

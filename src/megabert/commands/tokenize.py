@@ -11,6 +11,7 @@ where it stopped when it is given again. Lines that cannot be used are listed in
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,16 +94,19 @@ def run(config: Config) -> None:
     from megabert.data.encoding import Reading
     from megabert.data.indexed import with_suffix
     from megabert.data.preprocess import tokenize
-    from megabert.tokenization.named import open_tokenizer
+    from megabert.tokenization import chosen
 
     said = sentences.remark(config.lang) if config.split_sentences and not config.presplit_sentences else ""
     if said:
         print(said, file=sys.stderr, flush=True)
-    tokenizer = open_tokenizer(config)
-    if tokenizer is None:
+    inputs = files.matching(config.input)
+    tokenizer = chosen.open_tokenizer(config)
+    if tokenizer is None and chosen.sentence_piece_path(config) is None:
         raise ValueError(
             "--tokenizer is missing: name a vocab.txt, a tokenizer folder, or a name such as bert-large-uncased"
         )
+    if tokenizer is None:
+        tokenizer = chosen.train_tokenizer(config, _texts(inputs, config))
     reading = Reading(
         text_key=config.text_key, loose_json=config.loose_json or None, language=config.lang,
         presplit=config.presplit_sentences, split_sentences=config.split_sentences,
@@ -110,7 +114,7 @@ def run(config: Config) -> None:
     )  # fmt: skip
     prefix.parent.mkdir(parents=True, exist_ok=True)
     result = tokenize(
-        files.matching(config.input), tokenizer, prefix, reading=reading,
+        inputs, tokenizer, prefix, reading=reading,
         workers=config.workers, on_progress=_report if config.log_interval else None,
         seconds_between_reports=config.log_interval,
     )  # fmt: skip
@@ -121,6 +125,17 @@ def run(config: Config) -> None:
     )
     if result.skipped:
         print(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
+
+
+def _texts(inputs: Iterable[Path], config: Config) -> Iterator[str]:
+    """The texts of all files, for a tokenizer that is trained; their bad lines are counted when they are encoded."""
+    from megabert.corpora import files
+    from megabert.corpora.document import Document
+
+    for path in inputs:
+        for item in files.read_documents(path, text_key=config.text_key, loose_json=config.loose_json or None):
+            if isinstance(item, Document):
+                yield item.text
 
 
 def _report(progress: Progress) -> None:

@@ -59,8 +59,6 @@ class JudgedFlags:
     use_tfrecords: bool | None = _former("refused")
     use_flash_attn: bool | None = _former("refused")
     delim: str | None = _former("found from the first line of a table")  # type: ignore[assignment]
-    tokenizer_path: Path | None = _former("refused")  # type: ignore[assignment]
-    merge_file: Path | None = _former("refused")  # type: ignore[assignment]
     kv_channels: int | None = _former("the width of a head")  # type: ignore[assignment]
     vocab_extra_ids: int | None = _former("0 only")  # type: ignore[assignment]
     dataloader_type: str | None = _former("single only")  # type: ignore[assignment]
@@ -91,9 +89,6 @@ _REFUSED = {
     "and the same command goes on with it",
     "use_tfrecords": "TFRecords are not read; give the text itself, or data made by megabert tokenize, as --train-data",
     "use_flash_attn": "say --attention-implementation flash (on a GPU); the default needs no other package",
-    "tokenizer_path": "SentencePiece models are not read; name a WordPiece vocabulary with --tokenizer, or leave it "
-    "out to have one trained",
-    "merge_file": "BPE merges are GPT's; name a WordPiece vocabulary with --tokenizer",
     "ckpt_format": "a run's checkpoints have one format; megabert convert RUN/model --to FORMAT writes Megatron's",
     "wandb_project": _WANDB,
     "wandb_exp_name": _WANDB,
