@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def indexed_data(
         for field, what in named.items()
     }
     sets = make_sets(
-        config, tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
+        dataclasses.replace(config, data_cache_path=cache), tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
         test=indexed["test_data"],
     )  # fmt: skip
     return indexed, sets
