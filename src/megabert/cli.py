@@ -23,7 +23,7 @@ INTERRUPTED, TERMINATED = 128 + 2, 128 + 15
 VERBS = {
     "demo": "the whole job on built-in text, in a few minutes, with no download",
     "extract": "take the text out of a Wikipedia dump",
-    "train-tokenizer": "learn a WordPiece vocabulary from text",
+    "train-tokenizer": "learn a WordPiece or SentencePiece tokenizer from text",
     "tokenize": "turn text into indexed token files (.bin and .idx)",
     "pretrain": "train a Megatron BERT from text or indexed files",
     "finetune": "teach a pretrained encoder a task: questions, classes, entities, GLUE",

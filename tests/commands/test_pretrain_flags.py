@@ -7,7 +7,7 @@ import pytest
 from megabert import cli
 from megabert import config as configuration
 from megabert.commands.pretrain import Config
-from megabert.tokenization.named import open_tokenizer
+from megabert.tokenization.chosen import open_tokenizer
 from megabert.training.former_flags import JudgedFlags, check_former_flags
 
 README_2019 = """
@@ -81,8 +81,6 @@ def test_every_flag_is_read():
         ("--adlr-autoresume", "SIGTERM"),
         ("--use-flash-attn", "--attention-implementation flash"),
         ("--delim :", "with one of these"),
-        ("--tokenizer-path tokenizer.model", "--tokenizer"),
-        ("--merge-file merges.txt", "--tokenizer"),
         ("--kv-channels 32", "which is 64"),
         ("--vocab-extra-ids 100", "vocabulary file"),
         ("--dataloader-type cyclic", "only single"),
@@ -110,13 +108,15 @@ def test_flags_that_were_not_given_leave_no_trace():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--tokenizer-type SentencePieceTokenizer --tokenizer-model-type bpe", "SentencePieceTokenizer is not read"),
-        ("--tokenizer-type GPT2BPETokenizer --vocab-file v.json", "GPT2BPETokenizer is not read"),
+        ("--tokenizer-path a.model --vocab-file b.txt", "--tokenizer-path and --vocab-file name two"),
+        ("--tokenizer-type GPT2BPETokenizer", "needs --vocab-file vocab.json and --merge-file"),
+        ("--tokenizer-type CharacterLevelTokenizer --vocab-file v.txt", "has no vocabulary"),
+        ("--merge-file merges.txt", "--merge-file needs the vocabulary"),
         ("--tokenizer-type Word", "'Word' is not one of BertWordPieceTokenizer"),
         ("--tokenizer-model-type unigram", "kind of SentencePiece"),
     ],
 )
-def test_tokenizers_that_are_not_word_piece(flags, message):
+def test_tokenizers_that_contradict_each_other(flags, message):
     with pytest.raises(ValueError, match=message):
         open_tokenizer(parse(flags))
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert.data.pairs import build_sample_map, cut_in_two, draws_32, draws_64, random_second, truncate
+from megabert.data.pairs import build_sample_map, cut_in_two, draws_64, random_second, truncate
+from megabert.data.sample_walk import draws_32
 
 DOCUMENTS = np.array([0, 4, 5, 12, 15])
 SIZES = np.array([10, 7, 12, 5, 9, 6, 8, 20, 4, 4, 9, 3, 30, 2, 8], np.int32)
@@ -62,7 +63,7 @@ def literal_map(documents, sizes, length, short_seq_prob, seed, least, num_sampl
 @given(st.integers(0, 10**6), st.sampled_from([0, 0.1, 0.5, 1]), st.sampled_from([1, 2]), st.integers(5, 60))
 def test_the_fast_walk_is_the_literal_one(seed, short_seq_prob, least, length):
     chance = random.Random(seed)
-    counts = [chance.choice([0, 1, 2, 3, 7, 20]) for _ in range(30)]
+    counts = [chance.choice([0, 1, 2, 3, 7, 20, 150]) for _ in range(chance.choice([5, 80]))]
     documents = np.cumsum([chance.randrange(4), *counts])
     sizes = np.array([chance.choice([1, 5, 12, 30, 600 if chance.random() < 0.1 else 3]) for _ in range(documents[-1])])
     wanted = literal_map(documents.tolist(), sizes.tolist(), length, short_seq_prob, seed, least, 100)

@@ -197,7 +197,7 @@ CHILD = """
 import os, resource, signal, sys
 from pathlib import Path
 from megabert.data import encoding, preprocess
-from megabert.tokenization import word_piece
+from megabert.tokenization import opening
 import megabert.corpora.chunks
 megabert.corpora.chunks._READ_BYTES = 1000
 preprocess.CHUNK_BYTES = 2000
@@ -214,7 +214,7 @@ def stopped(self, chunk, encode=encoding.Encoder.__call__):
     return encode(self, chunk)
 encoding.Encoder.__call__ = stopped
 try:
-    preprocess.tokenize([folder / "a.jsonl"], word_piece.load(folder / "tokenizer"), folder / "out")
+    preprocess.tokenize([folder / "a.jsonl"], opening.load(folder / "tokenizer"), folder / "out")
 except OSError as error:
     print(error)
     sys.exit(7)

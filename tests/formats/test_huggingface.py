@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import megabert
 from megabert.formats import huggingface, huggingface_checkpoint
-from megabert.tokenization import word_piece
+from megabert.tokenization import opening, word_piece
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijk"]
 
@@ -239,7 +239,7 @@ def test_kill_in_the_middle_leaves_a_whole_model(folder, tokenizer):
         write_and_die(folder, tokenizer, countdown)
         assert huggingface.read_facts(folder).config["num_hidden_layers"] == (1 if countdown == 13 else 2)
         huggingface.load(folder, megabert.MegatronBertForPreTraining)
-        assert word_piece.load(folder).tokens == TOKENS
+        assert opening.load(folder).tokens == TOKENS
     huggingface.write(make_model(), None, folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 

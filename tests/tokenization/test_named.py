@@ -1,6 +1,6 @@
 import pytest
 
-from megabert.tokenization import named, word_piece
+from megabert.tokenization import chosen, named, word_piece
 from megabert.tokenization.options import TokenizerOptions
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s"]
@@ -22,14 +22,14 @@ def vocabulary(path):
 
 
 def test_nothing_named_means_training():
-    assert named.open_tokenizer(TokenizerOptions()) is None
+    assert chosen.open_tokenizer(TokenizerOptions()) is None
 
 
 @pytest.mark.parametrize("field", ["tokenizer", "vocab_file"])
 def test_a_path(tmp_path, field):
     path = vocabulary(tmp_path / "v.txt")
     options = TokenizerOptions(**{field: path if field == "vocab_file" else str(path)})
-    assert named.open_tokenizer(options).tokens == TOKENS
+    assert chosen.open_tokenizer(options).tokens == TOKENS
 
 
 def test_a_run_folder(tmp_path):
@@ -48,7 +48,7 @@ def test_a_name_in_a_cache_folder(tmp_path, monkeypatch, file, by_environment):
     options = TokenizerOptions(
         tokenizer_model_type="bert-large-uncased", cache_dir=None if by_environment else tmp_path
     )
-    assert named.open_tokenizer(options).tokens == TOKENS
+    assert chosen.open_tokenizer(options).tokens == TOKENS
     with pytest.raises(ValueError, match="bert-large-cased"):
         named.find("bert-large-cased", tmp_path)
 
@@ -62,14 +62,14 @@ def test_a_download_is_kept_in_the_cache_folder(tmp_path, monkeypatch):
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    tokenizer = named.open_tokenizer(TokenizerOptions(tokenizer="megatron-bert-cased", cache_dir=tmp_path))
+    tokenizer = chosen.open_tokenizer(TokenizerOptions(tokenizer="megatron-bert-cased", cache_dir=tmp_path))
     assert tokenizer.tokens == TOKENS
     assert calls == [("google-bert/bert-large-cased", tmp_path)]
 
 
 def test_a_name_that_is_nowhere_says_where_to_put_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"--tokenizer: .*no network here") as failure:
-        named.open_tokenizer(TokenizerOptions(tokenizer="bert-base-uncased", cache_dir=tmp_path))
+        chosen.open_tokenizer(TokenizerOptions(tokenizer="bert-base-uncased", cache_dir=tmp_path))
     assert str(tmp_path / "bert-base-uncased-vocab.txt") in str(failure.value)
     assert "\n" not in str(failure.value)
 
@@ -91,7 +91,7 @@ def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(name):
 def test_case(tmp_path, tokenizer_type, cased, lower):
     path = vocabulary(tmp_path / "v.txt")
     options = TokenizerOptions(tokenizer=str(path), tokenizer_type=tokenizer_type, cased=cased)
-    assert named.open_tokenizer(options).lower_case is lower
+    assert chosen.open_tokenizer(options).lower_case is lower
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_case(tmp_path, tokenizer_type, cased, lower):
 )
 def test_contradictions(options, message):
     with pytest.raises(ValueError, match=message):
-        named.open_tokenizer(TokenizerOptions(**options))
+        chosen.open_tokenizer(TokenizerOptions(**options))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizer
 
-from megabert.tokenization import trainer, word_piece
+from megabert.tokenization import opening, trainer, word_piece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = [
@@ -37,7 +37,7 @@ def peers(tmp_path_factory, trained, trained_cased):
     pairs = []
     for tokenizer in (trained, trained_cased):
         path = write_vocabulary(tmp_path_factory.mktemp("vocab"), tokenizer.tokens)
-        ours = word_piece.load(path)
+        ours = opening.load(path)
         assert ours.lower_case == tokenizer.lower_case
         pairs.append((ours, BertTokenizer(vocab=str(path), do_lower_case=tokenizer.lower_case)))
     return pairs
@@ -74,7 +74,7 @@ def test_saved_folder_comes_back_the_same(tmp_path, trained_cased, remove):
     trained_cased.save(tmp_path)
     if remove:
         (tmp_path / remove).unlink()
-    back = word_piece.load(tmp_path)
+    back = opening.load(tmp_path)
     assert back.fingerprint() == trained_cased.fingerprint()
     assert back.encode_batch(TEXT) == trained_cased.encode_batch(TEXT)
     assert back.lower_case is False
@@ -83,7 +83,7 @@ def test_saved_folder_comes_back_the_same(tmp_path, trained_cased, remove):
 def test_folder_that_transformers_wrote(tmp_path, peers):
     for index, (ours, theirs) in enumerate(peers):
         theirs.save_pretrained(tmp_path / str(index))
-        back = word_piece.load(tmp_path / str(index))
+        back = opening.load(tmp_path / str(index))
         assert back.encode_batch(TEXT) == ours.encode_batch(TEXT)
         assert back.fingerprint() == ours.fingerprint()
 
@@ -122,7 +122,7 @@ def test_vocabularies_that_are_no_good(tmp_path, content, message):
     path = tmp_path / "vocab.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message) as failure:
-        word_piece.load(path)
+        opening.load(path)
     assert str(path) in str(failure.value)
 
 
@@ -131,32 +131,32 @@ def test_tokenizer_files_that_are_no_good(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json") as failure:
-        word_piece.load(tmp_path)
+        opening.load(tmp_path)
     assert "\n" not in str(failure.value)
 
 
 def test_no_tokenizer(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        word_piece.load(tmp_path / "none")
+        opening.load(tmp_path / "none")
     with pytest.raises(ValueError, match="holds no tokenizer"):
-        word_piece.load(tmp_path)
+        opening.load(tmp_path)
 
 
 def test_case_by_file_by_entries_and_by_wish(tmp_path):
     cased = write_vocabulary(tmp_path, [*SPECIAL, "The", "the"])
-    assert word_piece.load(cased).lower_case is False
-    assert word_piece.load(cased, lower_case=True).lower_case is True
+    assert opening.load(cased).lower_case is False
+    assert opening.load(cased, lower_case=True).lower_case is True
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
-    assert word_piece.load(tmp_path).lower_case is True
+    assert opening.load(tmp_path).lower_case is True
     folder = tmp_path / "saved"
-    word_piece.load(cased).save(folder)
-    assert word_piece.load(folder, lower_case=True).encode_batch(["The"]) == [[6]]
+    opening.load(cased).save(folder)
+    assert opening.load(folder, lower_case=True).encode_batch(["The"]) == [[6]]
 
 
 def test_windows_line_ends_and_byte_order_mark(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*SPECIAL, "a", ""]).encode())
-    assert word_piece.load(path).tokens == [*SPECIAL, "a"]
+    assert opening.load(path).tokens == [*SPECIAL, "a"]
 
 
 def test_special_tokens_of_other_names_and_of_older_files(tmp_path):
@@ -164,10 +164,10 @@ def test_special_tokens_of_other_names_and_of_older_files(tmp_path):
     write_vocabulary(tmp_path, ["a", *names.values(), "b"])
     config = {f"{role}_token": {"content": name, "__type": "AddedToken"} for role, name in names.items()}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = word_piece.load(tmp_path)
+    tokenizer = opening.load(tmp_path)
     assert tokenizer.special_ids == (1, 2, 3, 4, 5)
     assert tokenizer.encode_batch(["a <mask> B z"]) == [[0, 5, 6, 2]]
     tokenizer.save(tmp_path / "saved")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert theirs("a <mask>")["input_ids"] == [3, 0, 5, 4]
-    assert word_piece.load(tmp_path / "saved").special_ids == (1, 2, 3, 4, 5)
+    assert opening.load(tmp_path / "saved").special_ids == (1, 2, 3, 4, 5)

@@ -203,10 +203,10 @@ def _overrides(config: SourceOptions) -> tuple[dict[str, Any], list[str]]:
 def _tokenizer(name: str) -> dict[str, bytes]:
     import tempfile
 
-    from megabert.tokenization import named, word_piece
+    from megabert.tokenization import named, opening
 
     with tempfile.TemporaryDirectory() as folder:
-        word_piece.load(named.find(name)).save(Path(folder))
+        opening.load(named.find(name)).save(Path(folder))
         return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
 
 

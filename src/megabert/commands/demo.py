@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from megabert.config import option
 
 if TYPE_CHECKING:
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
 
 SUMMARY = "the whole job on built-in text, in a few minutes, with no download"
 
@@ -183,9 +183,9 @@ def _show_plain_transformers(folder: Path) -> None:
 
 def _show_guesses(folder: Path, seed: int) -> None:
     from megabert.serving.predictor import Predictor
-    from megabert.tokenization import word_piece
+    from megabert.tokenization import opening
 
-    tokenizer = word_piece.load(folder / "model")
+    tokenizer = opening.load(folder / "model")
     chosen = list(_masked_sentences(folder, tokenizer, random.Random(seed)))
     predictor = Predictor.from_path(folder)
     answers = predictor.fill_mask([masked for masked, _ in chosen], top_k=5)
@@ -195,7 +195,7 @@ def _show_guesses(folder: Path, seed: int) -> None:
         print(f"  {masked}\n      {word}  <-  {best}")
 
 
-def _masked_sentences(folder: Path, tokenizer: WordPiece, generator: random.Random) -> Iterator[tuple[str, str]]:
+def _masked_sentences(folder: Path, tokenizer: Tokenizer, generator: random.Random) -> Iterator[tuple[str, str]]:
     """Sentences of held-out documents with one word replaced by [MASK], and that word."""
     from megabert.corpora import sentences
 

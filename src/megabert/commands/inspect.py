@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from megabert.config import option
 
 if TYPE_CHECKING:
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
 
 SUMMARY = "say what a checkpoint, a data set or a run folder holds"
 
@@ -128,9 +128,9 @@ def _foreign(path: Path, config: Config) -> dict[str, Any]:
 
 def _tokenizer(path: Path, config: Config) -> dict[str, Any]:
     del config
-    from megabert.tokenization import word_piece
+    from megabert.tokenization import opening
 
-    tokenizer = word_piece.load(path)
+    tokenizer = opening.load(path)
     special = {tokenizer.tokens[index]: index for index in tokenizer.special_ids}
     return {
         "entries": tokenizer.vocabulary_size,
@@ -252,21 +252,21 @@ def _pointer(path: Path) -> str | None:
 
 def _data(prefix: Path, config: Config) -> dict[str, Any]:
     from megabert.data import indexed
-    from megabert.tokenization import named, word_piece
+    from megabert.tokenization import named, opening
 
     if config.check:
         indexed.verify(prefix)
     facts = indexed.describe(prefix, config.examples)
     made_by = facts["tokenizer"]
     if config.tokenizer is not None:
-        tokenizer = word_piece.load(named.find(config.tokenizer, config.cache_dir))
+        tokenizer = opening.load(named.find(config.tokenizer, config.cache_dir))
         fingerprint = tokenizer.fingerprint()
         facts["examples"] = [_text(tokenizer, ids) for ids in facts["examples"]]
         facts["tokenizer_matches"] = fingerprint == made_by if made_by else None
     return facts
 
 
-def _text(tokenizer: WordPiece, ids: list[int]) -> str:
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
     if max(ids, default=0) >= tokenizer.vocabulary_size:
         raise ValueError(
             f"--tokenizer: the data holds id {max(ids):,}, but the tokenizer has only {tokenizer.vocabulary_size:,} "

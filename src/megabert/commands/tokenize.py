@@ -14,7 +14,11 @@ from __future__ import annotations
 
 import os
 import sys
+<<<<<<< HEAD
 import time
+=======
+from collections.abc import Iterable, Iterator
+>>>>>>> room-tokenizers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -104,19 +108,25 @@ def run(config: Config) -> None:
     from megabert.data.encoding import Reading
     from megabert.data.indexed import find_prefix, with_suffix
     from megabert.data.preprocess import tokenize
-    from megabert.tokenization.named import open_tokenizer
+    from megabert.tokenization import chosen
 
     said = sentences.remark(config.lang) if config.split_sentences and not config.presplit_sentences else ""
     if said:
         print(said, file=sys.stderr, flush=True)
-    tokenizer = open_tokenizer(config)
-    if tokenizer is None:
+    inputs = files.matching(config.input)
+    tokenizer = chosen.open_tokenizer(config)
+    if tokenizer is None and chosen.sentence_piece_path(config) is None:
         raise ValueError(
             "--tokenizer is missing: name a vocab.txt, a tokenizer folder, or a name such as bert-large-uncased"
         )
+<<<<<<< HEAD
     if config.to != "indexed" and len(config.input) == 1 and (made := find_prefix(config.input[0])) is not None:
         _write_samples(made, tokenizer, prefix, config)
         return
+=======
+    if tokenizer is None:
+        tokenizer = chosen.train_tokenizer(config, _texts(inputs, config))
+>>>>>>> room-tokenizers
     reading = Reading(
         text_key=config.text_key, loose_json=config.loose_json or None, language=config.lang,
         presplit=config.presplit_sentences, split_sentences=config.split_sentences,
@@ -124,7 +134,7 @@ def run(config: Config) -> None:
     )  # fmt: skip
     prefix.parent.mkdir(parents=True, exist_ok=True)
     result = tokenize(
-        files.matching(config.input), tokenizer, prefix, reading=reading,
+        inputs, tokenizer, prefix, reading=reading,
         workers=config.workers, on_progress=_report if config.log_interval else None,
         seconds_between_reports=config.log_interval,
     )  # fmt: skip
@@ -165,6 +175,17 @@ def _write_samples(indexed: Path, tokenizer: WordPiece, output: Path, config: Co
         f"{parts[-1].last:,} samples of {config.seq_length} tokens in {len(parts)} "
         f"{'file' if len(parts) == 1 else 'files'}: {parts[0].path}{' ...' if len(parts) > 1 else ''}"
     )
+
+
+def _texts(inputs: Iterable[Path], config: Config) -> Iterator[str]:
+    """The texts of all files, for a tokenizer that is trained; their bad lines are counted when they are encoded."""
+    from megabert.corpora import files
+    from megabert.corpora.document import Document
+
+    for path in inputs:
+        for item in files.read_documents(path, text_key=config.text_key, loose_json=config.loose_json or None):
+            if isinstance(item, Document):
+                yield item.text
 
 
 def _report(progress: Progress) -> None:

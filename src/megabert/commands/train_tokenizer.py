@@ -1,10 +1,12 @@
-"""Learn a WordPiece vocabulary from text.
+"""Learn a tokenizer from text: a WordPiece vocabulary, or a SentencePiece model.
 
   megabert train-tokenizer --output tokenizer --vocab-size 8192
   megabert train-tokenizer --input wiki.jsonl notes.txt.gz --output tokenizer --cased
+  megabert train-tokenizer --input wiki/*.jsonl --type sentencepiece --model bpe --vocab-size 30522 --output tokenizer
 
 Without --input it learns from built-in text: the documentation of the installed Python packages. The folder it writes
-is read by --tokenizer of the other verbs, and by AutoTokenizer and BertTokenizer of Transformers.
+is read by --tokenizer of the other verbs, and by AutoTokenizer of Transformers. That of SentencePiece also holds
+tokenizer.model and tokenizer.vocab for Google's library.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from megabert.config import option
 from megabert.data.options import DataOptions
-from megabert.tokenization.options import TokenizerOptions
+from megabert.tokenization.options import ModelType, TokenizerOptions
 
-SUMMARY = "learn a WordPiece vocabulary from text"
+if TYPE_CHECKING:
+    from megabert.tokenization.base import Tokenizer
+
+SUMMARY = "learn a WordPiece or SentencePiece tokenizer from text"
 
 _SHOWN_BAD_LINES = 5
 _SECONDS_BETWEEN_LINES = 5.0
@@ -40,10 +46,17 @@ class Config:
     output: Path | None = option(
         None, "folder to write the tokenizer to", aliases=("save",), metavar="FOLDER", example="tokenizer"
     )
+    type: Literal["wordpiece", "sentencepiece"] = option("wordpiece", "the kind of tokenizer")
+    model: ModelType | None = option(
+        None, "the kind of a SentencePiece model: bpe (default), unigram, char or word", aliases=("model-type",)
+    )
     vocab_size: int = option(
         TokenizerOptions.vocab_size, "entries, special tokens included", minimum=16, example="8192"
     )
-    cased: bool = option(False, "keep upper case and accents; left out, letters are lowered and accents dropped")
+    cased: bool | None = option(
+        None, "keep upper case and accents; left out, WordPiece lowers letters and drops accents, SentencePiece keeps "
+        "them (--no-cased lowers them)",
+    )  # fmt: skip
     text_key: str = option(DataOptions.text_key, "the key of a JSON object that holds the text", example="body")
     loose_json: bool = option(
         DataOptions.loose_json, "input is loose JSON, one object a line; left out, the content of each file tells"
@@ -58,15 +71,16 @@ def run(config: Config) -> None:
     """
     if config.output is None:
         raise ValueError("--output is missing: name the folder to write the tokenizer to, e.g. --output tokenizer")
+    if config.model is not None and config.type != "sentencepiece":
+        raise ValueError(f"--model {config.model} is a kind of SentencePiece model: say --type sentencepiece too")
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"--output: {config.output} is a file; a folder is needed")
     from megabert.corpora import files
-    from megabert.tokenization import trainer
 
     for path in files.matching(config.input):
         files.detect(path, config.loose_json or None)
     progress = _Progress()
-    tokenizer = trainer.train(_texts(config), config.vocab_size, lower_case=not config.cased, on_progress=progress.read)
+    tokenizer = _train(config, progress)
     tokenizer.save(config.output)
     fewer = ""
     if tokenizer.vocabulary_size < config.vocab_size:
@@ -77,6 +91,17 @@ def run(config: Config) -> None:
         f"{progress.seconds():.0f} s: {config.output}"
     )
     print(f"e.g. {' '.join(tokenizer.tokens[index] for index in ids)}")
+
+
+def _train(config: Config, progress: _Progress) -> Tokenizer:
+    from megabert.tokenization import sentence_piece_trainer, trainer
+
+    if config.type == "wordpiece":
+        return trainer.train(_texts(config), config.vocab_size, lower_case=not config.cased, on_progress=progress.read)
+    return sentence_piece_trainer.train(
+        _texts(config), config.vocab_size, config.model or "bpe", lower_case=config.cased is False,
+        on_progress=progress.read,
+    )  # fmt: skip
 
 
 class _Progress:

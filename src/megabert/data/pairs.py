@@ -8,20 +8,14 @@ The map is a list of (first sentence, one past the last, most tokens), in the or
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
 
 import numpy as np
+
+from megabert.data import sample_walk
 
 LONGEST_SENTENCE = 512  # tokens; Megatron leaves out documents with a longer sentence
 _TWIST_SHIFT = 156
 _TWIST_SIZE = 312
-
-
-def draws_32(seed: int, block: int = 1 << 16) -> Iterator[np.ndarray]:
-    """The outputs of C++'s `std::mt19937(seed)`, in blocks of uint32."""
-    state = np.random.RandomState(seed)
-    while True:
-        yield state.randint(0, 1 << 32, block, np.uint32)
 
 
 def draws_64(seed: int, count: int) -> np.ndarray:
@@ -62,19 +56,12 @@ def draws_64(seed: int, count: int) -> np.ndarray:
 def usable_documents(documents: np.ndarray, sizes: np.ndarray, least_sentences: int) -> np.ndarray:
     """[documents] bool: has enough sentences, and no overlong one among several."""
     counts = np.diff(documents)
-    overlong = np.concatenate([[0], np.cumsum(sizes[documents[0] : documents[-1]] > LONGEST_SENTENCE)])
-    has_overlong = np.diff(overlong[documents - documents[0]]) > 0
-    return (counts >= least_sentences) & (counts > 0) & ~((counts > 1) & has_overlong)
-
-
-def _ends_at_full_length(
-    totals: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, length: int, least_sentences: int
-) -> np.ndarray:
-    """For each sentence as a sample's first: where the sample ends when it may grow to `length` tokens."""
-    ends = np.searchsorted(totals, totals[:-1] + length)
-    np.maximum(ends, np.arange(least_sentences, len(ends) + least_sentences), out=ends)
-    document_end = np.repeat(lasts, lasts - firsts)
-    return np.where(ends >= document_end - 1, document_end, ends)  # one sentence is never left over
+    usable = (counts >= least_sentences) & (counts > 0)
+    overlong = np.flatnonzero(sizes[documents[0] : documents[-1]] > LONGEST_SENTENCE) + documents[0]
+    # Of documents that begin at the same sentence the last one holds it; the others are empty.
+    holders = np.searchsorted(documents, overlong, "right") - 1
+    usable[holders[counts[holders] > 1]] = False
+    return usable
 
 
 def build_sample_map(
@@ -104,68 +91,28 @@ def build_sample_map(
         Empty when no document is usable.
     """
     usable = usable_documents(documents, sizes, least_sentences)
-    firsts, lasts = documents[:-1][usable].astype(np.int64), documents[1:][usable].astype(np.int64)
     dtype = np.uint32 if len(sizes) <= 0xFFFFFFFF else np.uint64
-    if not len(firsts):
+    if not usable.any():
         return np.zeros((0, 3), dtype)
-    # Usable documents are laid back to back, so that the walk below never jumps.
-    counts = lasts - firsts
-    ends = np.cumsum(counts)
-    shift = np.repeat(firsts - (ends - counts), counts)
-    totals = np.concatenate([[0], np.cumsum(sizes[np.arange(len(shift)) + shift], dtype=np.int64)])
-    full_ends = _ends_at_full_length(totals, ends - counts, ends, length, least_sentences)
-    begun, ended, targets = _walk(totals, full_ends, ends, length, short_seq_prob, seed, least_sentences, num_samples)
+    firsts, lasts = documents[:-1][usable].astype(np.int64), documents[1:][usable].astype(np.int64)
+    # Usable documents are laid back to back, so that the walk never jumps.
+    ends = np.cumsum(lasts - firsts)
+    shifts = lasts - ends
+    totals = np.zeros(int(ends[-1]) + 1, np.int64)
+    kept = sizes[documents[0] : documents[-1]]
+    if not usable.all():
+        kept = kept[np.repeat(usable, np.diff(documents))]
+    np.cumsum(kept, dtype=np.int64, out=totals[1:])
+    begun, ended, targets = sample_walk.walk(
+        totals, ends, length=length, every=round(1 / short_seq_prob) if short_seq_prob > 0 else 0, seed=seed,
+        least_sentences=least_sentences, num_samples=num_samples,
+    )  # fmt: skip
+    moved = shifts[np.searchsorted(ends, begun, "right")]
     rows = np.empty((len(begun), 3), dtype)
-    rows[:, 0] = begun + shift[begun]
-    rows[:, 1] = ended + shift[begun]
+    rows[:, 0] = begun + moved
+    rows[:, 1] = ended + moved
     rows[:, 2] = targets
     return rows[_shuffled_order(len(rows), seed + 1)] if shuffle else rows
-
-
-def _walk(
-    totals: np.ndarray, full_ends: np.ndarray, document_ends: np.ndarray, length: int, short_seq_prob: float, seed: int,
-    least_sentences: int, num_samples: int | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Cut epochs of back-to-back documents into samples: first sentences, ends and target lengths, each [samples].
-
-    One number is drawn for each sample and one more after a document's last sample: the only thing that ties samples
-    together.
-    """
-    every = round(1 / short_seq_prob) if short_seq_prob > 0 else 0
-    blocks = draws_32(seed)
-    # memoryviews give Python integers faster than arrays do.
-    next_of, total_of = full_ends.data, totals.data
-    is_end = np.zeros(len(totals), bool)
-    is_end[document_ends] = True
-    ends_document = is_end.data
-    end_of = np.repeat(document_ends, np.diff(document_ends, prepend=0)).data
-    sentences = len(full_ends)
-    # Machine integers: a list would take five times the memory.
-    begun, ended, targets = array("q"), array("q"), array("q")
-    short: list[int] = []
-    draw = limit = 0
-    while True:
-        at = 0
-        while at < sentences:
-            if draw >= limit and every:
-                block = next(blocks)
-                short += np.where(block % every == 0, 2 + block % (length - 1), 0).tolist()
-                short, draw = short[draw:], 0
-                limit = len(short) - 1
-            target = short[draw] if every else 0
-            if target:
-                end = int(np.searchsorted(totals, total_of[at] + target))
-                end = max(end, at + least_sentences)
-                end = end_of[at] if end >= end_of[at] - 1 else end
-            else:
-                end = next_of[at]
-            begun.append(at)
-            ended.append(end)
-            targets.append(target or length)
-            draw += 2 if ends_document[end] else 1
-            at = end
-        if num_samples is None or len(begun) >= num_samples:
-            return np.frombuffer(begun, np.int64), np.frombuffer(ended, np.int64), np.frombuffer(targets, np.int64)
 
 
 def _shuffled_order(count: int, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from megabert.data import masking, pairs
+from megabert.data import map_cache, masking, pairs
 from megabert.data.indexed import IndexedData
 from megabert.data.options import DataOptions
 
@@ -168,14 +168,17 @@ class SampleSet:
             )
 
     def _cut(self, epoch: int) -> np.ndarray:
-        return pairs.build_sample_map(
-            self.documents,
-            self.data.sizes,
+        settings = {
             # Megatron counts three special tokens with and without the pair task.
-            length=self.options.seq_length - 3,
-            short_seq_prob=self.options.short_seq_prob,
-            seed=_seed_of(self.seed, epoch),
-            least_sentences=2 if self.paired else 1,
+            "length": self.options.seq_length - 3,
+            "short_seq_prob": self.options.short_seq_prob,
+            "seed": _seed_of(self.seed, epoch),
+            "least_sentences": 2 if self.paired else 1,
+        }
+        folder = self.options.data_cache_path
+        made_of = {"data": self.data.digest() if folder else "", "documents": self.document_range, **settings}
+        return map_cache.cached(
+            folder, made_of, len(self.data), lambda: pairs.build_sample_map(self.documents, self.data.sizes, **settings)
         )
 
     def map_of(self, epoch: int) -> np.ndarray:

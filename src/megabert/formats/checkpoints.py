@@ -209,7 +209,7 @@ def tokenizer_entries(checkpoint: Checkpoint) -> int | None:
     """Entries of the tokenizer that lies beside the model; None when there is none that is known here."""
     import tempfile
 
-    from megabert.tokenization import word_piece
+    from megabert.tokenization import opening
 
     kept = {name: data for name, data in checkpoint.vocabulary.items() if name in ("vocab.txt", "tokenizer.json")}
     if not kept:
@@ -218,6 +218,6 @@ def tokenizer_entries(checkpoint: Checkpoint) -> int | None:
         for name, data in checkpoint.vocabulary.items():
             (Path(folder) / Path(name).name).write_bytes(data)
         try:
-            return word_piece.load(Path(folder)).vocabulary_size
+            return opening.load(Path(folder)).vocabulary_size
         except ValueError:
             return None

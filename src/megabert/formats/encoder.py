@@ -17,8 +17,8 @@ from megabert.formats.checkpoint import PRE_LAYERNORM, LazyTensor
 from megabert.formats.checkpoints import open_checkpoint
 from megabert.formats.huggingface_checkpoint import theirs
 from megabert.formats.open import model_folder
-from megabert.tokenization import word_piece
-from megabert.tokenization.word_piece import WordPiece
+from megabert.tokenization import opening
+from megabert.tokenization.base import Tokenizer
 
 _SHOWN_NAMES = 3
 # 128 entries for each of 8 tensor-parallel ranks: more rows than this beyond a vocabulary are seldom padding.
@@ -40,7 +40,7 @@ class Encoder:
     source: str
     config: dict[str, Any]
     tensors: Mapping[str, LazyTensor]
-    tokenizer: WordPiece | None
+    tokenizer: Tokenizer | None
     notes: tuple[str, ...]
 
 
@@ -79,13 +79,13 @@ def _has_place(name: str) -> bool:
     return name.startswith(("bert.", "cls.", "classifier.", "qa_outputs.", "intent_classifier.", "slot_classifier."))
 
 
-def _tokenizer(vocabulary: Mapping[str, bytes]) -> WordPiece | None:
+def _tokenizer(vocabulary: Mapping[str, bytes]) -> Tokenizer | None:
     if not {"vocab.txt", "tokenizer.json"} & set(vocabulary):
         return None
     with tempfile.TemporaryDirectory() as folder:
         for name, data in vocabulary.items():
             (Path(folder) / Path(name).name).write_bytes(data)
-        return word_piece.load(Path(folder))
+        return opening.load(Path(folder))
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def fill(model: nn.Module, encoder: Encoder, *, head: tuple[str, ...], keep_head
     return fresh, [name for name in encoder.tensors if name not in expected]
 
 
-def check_vocabulary(encoder: Encoder, tokenizer: WordPiece) -> list[str]:
+def check_vocabulary(encoder: Encoder, tokenizer: Tokenizer) -> list[str]:
     """Compare a tokenizer with the model that it is to feed.
 
     Returns:
@@ -163,5 +163,5 @@ def check_vocabulary(encoder: Encoder, tokenizer: WordPiece) -> list[str]:
     return warnings
 
 
-def _casing(tokenizer: WordPiece) -> str:
+def _casing(tokenizer: Tokenizer) -> str:
     return "uncased" if tokenizer.lower_case else "cased"

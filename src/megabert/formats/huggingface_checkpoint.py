@@ -28,7 +28,7 @@ _FILLED = (
     "attention_probs_dropout_prob", "initializer_range", "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                    "added_tokens.json", "spiece.model", "tokenizer.model")  # fmt: skip
+                    "added_tokens.json", "spiece.model", "tokenizer.model", "tokenizer.vocab")  # fmt: skip
 _LARGEST_VOCABULARY = 256 << 20
 _BASE = ("embeddings.", "encoder.", "pooler.")
 _DECODER, _BIAS = "cls.predictions.decoder", "cls.predictions.bias"
@@ -253,13 +253,13 @@ def _write_pickled(tensors: Mapping[str, LazyTensor], folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path, vocabulary: bytes) -> list[str]:
-    from megabert.tokenization import word_piece
+    from megabert.tokenization import opening
 
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "vocab.txt"
         file.write_bytes(vocabulary)
         try:
-            word_piece.load(file).save(folder)
+            opening.load(file).save(folder)
         except ValueError as error:
             return [f"vocab.txt is not a WordPiece vocabulary ({error}); it is kept as it is"]
     return []

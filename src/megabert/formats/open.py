@@ -32,7 +32,8 @@ def look(path: Path) -> Found:
 
     Args:
         path: a folder (of a Transformers model, a run, a `checkpoints/` folder, one `step-*`, a tokenizer), a file in a
-            model's folder, a `vocab.txt` or `tokenizer.json`, or indexed data by its prefix or one of its files.
+            model's folder, a `vocab.txt`, `tokenizer.json` or SentencePiece `.model`, or indexed data by its
+            prefix or one of its files.
 
     Raises:
         ValueError: nothing is there, or nothing that is known; says what is allowed.
@@ -47,7 +48,7 @@ def look(path: Path) -> Found:
         raise ValueError(f"there is nothing at {path}: no file, no folder, and no indexed data ({path.name}.idx)")
     if path.name in ("config.json", "model.safetensors") and (path.parent / "config.json").is_file():
         return _look_into(path.parent)
-    if path.name == "tokenizer.json" or path.suffix == ".txt":
+    if path.name == "tokenizer.json" or path.suffix in (".txt", ".model"):
         return Found("tokenizer", path)
     if _is_foreign(path):
         return Found("foreign", path)
@@ -67,7 +68,7 @@ def _look_into(folder: Path) -> Found:
         return Found("run", run if (run / "checkpoints").resolve() == folder.resolve() else folder)
     if _is_foreign(folder):
         return Found("foreign", folder)  # before a tokenizer: one may lie in it
-    if has & {"tokenizer.json", "vocab.txt"}:
+    if has & {"tokenizer.json", "vocab.txt", "tokenizer.model"}:
         return Found("tokenizer", folder)
     indexed = sorted(name for name in has if name.endswith(".idx"))
     if len(indexed) == 1:

@@ -21,7 +21,7 @@ from megabert.models.auto import class_of
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Prediction, Task
 from megabert.tasks.rows import by_length, padded
-from megabert.tokenization import word_piece
+from megabert.tokenization import opening
 from megabert.tokenization.base import Tokenizer
 
 BATCH_TOKENS = 8192
@@ -93,7 +93,7 @@ class FineTuned:
         if not facts.tokenizer:
             raise ValueError(f"{folder} holds no tokenizer (tokenizer.json or vocab.txt)")
         model, _ = huggingface.load(folder, class_of(task.head), dtype=dtype, device=device)
-        return cls(task, model, word_piece.load(folder), batch_tokens=batch_tokens)
+        return cls(task, model, opening.load(folder), batch_tokens=batch_tokens)
 
     @classmethod
     def _from_checkpoint(

@@ -18,8 +18,8 @@ from megabert.formats.open import find_model
 from megabert.models.bert.config import settings
 from megabert.models.bert.language import MegatronBertForMaskedLM
 from megabert.models.bert.pretraining import MegatronBertForNextSentencePrediction, MegatronBertForPreTraining
-from megabert.tokenization import word_piece
-from megabert.tokenization.word_piece import WordPiece
+from megabert.tokenization import opening
+from megabert.tokenization.base import Tokenizer
 
 # Tokens of a batch, padding included: enough to fill the machine, small enough for a laptop's memory.
 _BATCH_TOKENS = 8192
@@ -40,7 +40,7 @@ class Guess(NamedTuple):
 class Predictor:
     """A model and its tokenizer, ready to answer."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: WordPiece, *, batch_tokens: int = _BATCH_TOKENS) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, batch_tokens: int = _BATCH_TOKENS) -> None:
         """Put a model to use, in eval mode.
 
         Args:
@@ -98,7 +98,7 @@ class Predictor:
         model, _ = huggingface.load(
             folder, MegatronBertForPreTraining if masks and pairs else chosen, dtype=dtype, device=device
         )
-        return cls(model, word_piece.load(folder))
+        return cls(model, opening.load(folder))
 
     @classmethod
     def _from_checkpoint(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> Predictor:
@@ -117,7 +117,7 @@ class Predictor:
         with tempfile.TemporaryDirectory() as folder:
             for name, data in checkpoint.vocabulary.items():
                 (Path(folder) / Path(name).name).write_bytes(data)
-            tokenizer = word_piece.load(Path(folder))
+            tokenizer = opening.load(Path(folder))
         return cls(model.to(device), tokenizer)  # type: ignore[arg-type]
 
     @property

@@ -13,11 +13,17 @@ class Tokenizer(Protocol):
     """Text to ids and back.
 
     Attributes:
+        kind: what sort of tokenizer this is, for people: WordPiece, Unigram, BPE, WordLevel.
+        tokens: the entries in the order of their ids.
+        lower_case: upper-case letters are read as lower-case ones.
+        special_ids: those five that follow, each once.
         vocabulary_size: entries, before any padding of the embedding to a round number.
         cls_id, sep_id, mask_id, pad_id, unknown_id: ids of [CLS], [SEP], [MASK], [PAD] and [UNK].
         continuation: bool [vocabulary_size], true where a piece continues the word of the piece before it.
     """
 
+    kind: str
+    tokens: list[str]
     vocabulary_size: int
     cls_id: int
     sep_id: int
@@ -25,6 +31,16 @@ class Tokenizer(Protocol):
     pad_id: int
     unknown_id: int
     continuation: np.ndarray
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether case is lost."""
+        ...
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK]."""
+        ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; no special token is added."""
@@ -39,7 +55,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write a Transformers tokenizer folder with `vocab.txt` in it."""
+        """Write a Transformers tokenizer folder, with the files that the kind's own programs read in it."""
         ...
 
     def fingerprint(self) -> str:

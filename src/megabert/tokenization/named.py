@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-from megabert.tokenization import word_piece
-from megabert.tokenization.options import OTHER_MODEL_TYPES, OTHER_TYPES, TokenizerOptions, TokenizerType
-from megabert.tokenization.word_piece import WordPiece
+from megabert.tokenization import opening
 
 # The vocabulary of each casing is one file, byte for byte, for every size of BERT and for Megatron's BERT.
 _UNCASED = (
@@ -22,70 +19,6 @@ _CASED = (
 )  # fmt: skip
 _HUB = {name: f"google-bert/{names[0]}" for names in (_UNCASED, _CASED) for name in names}
 _HUB_FILES = ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-
-
-def open_tokenizer(options: TokenizerOptions) -> WordPiece | None:
-    """The tokenizer that the options name, or None when they name none and one shall be trained.
-
-    Raises:
-        ValueError: options that contradict each other; a tokenizer that is not found, or not good.
-    """
-    _check_type(options)
-    given = {
-        "--tokenizer": options.tokenizer,
-        "--vocab-file": options.vocab_file,
-        "--tokenizer-model-type": options.tokenizer_model_type,
-    }
-    given = {flag: value for flag, value in given.items() if value is not None}
-    if "--tokenizer-model-type" in given and len(given) > 1:
-        del given["--tokenizer-model-type"]  # 2019's command lines name a type beside the file
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} name two tokenizers; keep one of them")
-    lower_case = wanted_lower_case(options)
-    if not given:
-        return None
-    ((flag, value),) = given.items()
-    if isinstance(value, Path):
-        if not value.is_file():
-            raise ValueError(f"{flag}: there is no file {value}")
-        return word_piece.load(value, lower_case)
-    try:
-        path = find(str(value), options.cache_dir)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from None
-    return word_piece.load(path, lower_case)
-
-
-def _check_type(options: TokenizerOptions) -> None:
-    """Refuse tokenizers that are not WordPiece, and names that are none."""
-    known = typing.get_args(TokenizerType)
-    if options.tokenizer_type in OTHER_TYPES:
-        raise ValueError(
-            f"--tokenizer-type: {options.tokenizer_type} is not read; BERT's tokenizers here are {', '.join(known)}: "
-            "name a vocabulary with --tokenizer"
-        )
-    if options.tokenizer_type not in known:
-        raise ValueError(f"--tokenizer-type: {options.tokenizer_type!r} is not one of {', '.join(known)}")
-    if options.tokenizer_model_type in OTHER_MODEL_TYPES:
-        raise ValueError(
-            f"--tokenizer-model-type: {options.tokenizer_model_type} is a kind of SentencePiece model, which is not "
-            "read; name a WordPiece vocabulary, such as bert-large-uncased"
-        )
-
-
-def wanted_lower_case(options: TokenizerOptions) -> bool | None:
-    """Whether the options ask for lower case; None when they leave it open.
-
-    Raises:
-        ValueError: `--cased` contradicts `--tokenizer-type`.
-    """
-    by_type = {"BertWordPieceLowerCase": True, "BertWordPieceCase": False}.get(options.tokenizer_type)
-    if options.cased is None:
-        return by_type
-    if by_type is not None and by_type == options.cased:
-        flag = "--cased" if options.cased else "--no-cased"
-        raise ValueError(f"{flag} contradicts --tokenizer-type {options.tokenizer_type}")
-    return not options.cased
 
 
 def find(name: str, cache_dir: Path | None = None) -> Path:
@@ -122,7 +55,7 @@ def find(name: str, cache_dir: Path | None = None) -> Path:
 
 
 def _holds_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return any((folder / name).is_file() for name in opening.FILES)
 
 
 def _candidates(name: str, folder: Path) -> Iterator[Path]:

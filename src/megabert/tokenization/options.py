@@ -9,11 +9,14 @@ from typing import Literal
 
 from megabert.config import option
 
-TokenizerType = Literal["BertWordPieceTokenizer", "BertWordPieceLowerCase", "BertWordPieceCase"]
-OTHER_TYPES = ("SentencePieceTokenizer", "CharacterLevelTokenizer", "GPT2BPETokenizer")
-"""Megatron's tokenizers that are not WordPiece."""
-OTHER_MODEL_TYPES = ("bpe", "char", "unigram", "word")
-"""What --tokenizer-model-type says of them."""
+WordPieceType = Literal["BertWordPieceTokenizer", "BertWordPieceLowerCase", "BertWordPieceCase"]
+TokenizerType = Literal[
+    "BertWordPieceTokenizer", "BertWordPieceLowerCase", "BertWordPieceCase", "SentencePieceTokenizer",
+    "CharacterLevelTokenizer", "GPT2BPETokenizer",
+]  # fmt: skip
+"""Megatron's names, from 2019 on."""
+ModelType = Literal["bpe", "unigram", "char", "word"]
+"""Kinds of SentencePiece models."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,22 +25,35 @@ class TokenizerOptions:
 
     tokenizer: str | None = option(
         None,
-        "an existing tokenizer: a vocab.txt, a Transformers tokenizer folder, or a name such as bert-large-uncased or "
-        "megatron-bert-cased, looked for in --cache-dir, in the folder of $MEGABERT_CACHE and on the Hugging Face hub; "
-        "left out, one is trained on the corpus",
+        "an existing tokenizer: a vocab.txt, a SentencePiece .model, a Transformers tokenizer folder, or a name such "
+        "as bert-large-uncased or megatron-bert-cased, looked for in --cache-dir, in the folder of $MEGABERT_CACHE and "
+        "on the Hugging Face hub; left out, one is trained on the corpus",
         metavar="PATH|NAME",
         example="vocab.txt",
     )
     vocab_file: Path | None = option(
-        None, "a vocabulary file, one entry a line: the same as --tokenizer FILE", example="bert-vocab.txt"
+        None,
+        "a vocabulary file, one entry a line: the same as --tokenizer FILE; with --merge-file, GPT-2's vocab.json",
+        example="bert-vocab.txt",
+    )
+    merge_file: Path | None = option(None, "merges of a GPT2BPETokenizer", example="merges.txt")
+    tokenizer_path: Path | None = option(
+        None,
+        "SentencePiece model: read if it is there, else trained on a sample of the corpus and written there, with "
+        ".vocab beside it; left out with --tokenizer-type SentencePieceTokenizer, tokenizer.model",
+        example="data/tokenizer.model",
     )
     tokenizer_model_type: str | None = option(
-        None, "name of a vocabulary: the same as --tokenizer NAME", example="bert-large-uncased"
+        None,
+        "name of a vocabulary: the same as --tokenizer NAME; or the kind of a SentencePiece model that is trained: "
+        + ", ".join(typing.get_args(ModelType)),
+        example="bert-large-uncased",
     )
     tokenizer_type: str = option(
         "BertWordPieceTokenizer",
         "BertWordPieceLowerCase lowers letters and drops accents, BertWordPieceCase keeps both, "
-        "BertWordPieceTokenizer does what the tokenizer's own files say, or what its entries show",
+        "BertWordPieceTokenizer does what the tokenizer's own files say, or what its entries show; "
+        "SentencePieceTokenizer and GPT2BPETokenizer have files of their own, CharacterLevelTokenizer has none",
         metavar="{" + ",".join(typing.get_args(TokenizerType)) + "}",
     )
     cased: bool | None = option(

@@ -14,7 +14,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from megabert.tokenization import word_piece
-from megabert.tokenization.word_piece import SPECIAL_TOKENS, WordPiece
+from megabert.tokenization.fast import SPECIAL_TOKENS
+from megabert.tokenization.word_piece import WordPiece
 
 # A longer word is [UNK] to a WordPiece tokenizer whatever its vocabulary.
 _LONGEST_WORD = 100

@@ -58,8 +58,6 @@ class JudgedFlags:
     adlr_autoresume_interval: int | None = _former("of --adlr-autoresume")  # type: ignore[assignment]
     use_flash_attn: bool | None = _former("refused")
     delim: str | None = _former("found from the first line of a table")  # type: ignore[assignment]
-    tokenizer_path: Path | None = _former("refused")  # type: ignore[assignment]
-    merge_file: Path | None = _former("refused")  # type: ignore[assignment]
     kv_channels: int | None = _former("the width of a head")  # type: ignore[assignment]
     vocab_extra_ids: int | None = _former("0 only")  # type: ignore[assignment]
     dataloader_type: str | None = _former("single only")  # type: ignore[assignment]
@@ -89,9 +87,6 @@ _REFUSED = {
     "adlr_autoresume": "belongs to one company's cluster; SIGTERM and --exit-duration-in-mins save and end the run, "
     "and the same command goes on with it",
     "use_flash_attn": "say --attention-implementation flash (on a GPU); the default needs no other package",
-    "tokenizer_path": "SentencePiece models are not read; name a WordPiece vocabulary with --tokenizer, or leave it "
-    "out to have one trained",
-    "merge_file": "BPE merges are GPT's; name a WordPiece vocabulary with --tokenizer",
     "ckpt_format": "a run's checkpoints have one format; megabert convert RUN/model --to FORMAT writes Megatron's",
     "wandb_project": _WANDB,
     "wandb_exp_name": _WANDB,

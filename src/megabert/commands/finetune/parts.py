@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from megabert.commands.finetune.command import Config
     from megabert.formats.encoder import Encoder
     from megabert.tasks.base import Task
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
 
 
 _HEAD = ("head_layers", "head_dropout")
@@ -40,13 +40,13 @@ def examples_of(config: Config) -> tuple[Task, dict[str, list]]:
     return task, read
 
 
-def tokenizer_for(config: Config, encoder: Encoder) -> WordPiece:
+def tokenizer_for(config: Config, encoder: Encoder) -> Tokenizer:
     """The tokenizer that was named, or the checkpoint's own."""
-    from megabert.tokenization import named, word_piece
+    from megabert.tokenization import named, opening
 
     lower_case = None if config.cased is None else not config.cased
     if config.tokenizer is not None:
-        return word_piece.load(named.find(config.tokenizer), lower_case)
+        return opening.load(named.find(config.tokenizer), lower_case)
     if encoder.tokenizer is None:
         raise ValueError(
             f"{config.model} holds no tokenizer; name the one that it was trained with: --tokenizer vocab.txt"
@@ -127,7 +127,7 @@ def with_interval(config: Config, rows: int) -> Config:
     return config if config.eval_interval else dataclasses.replace(config, eval_interval=-(-rows // rows_of(config)))
 
 
-def identity_of(config: Config, task: Task, tokenizer: WordPiece) -> dict[str, str]:
+def identity_of(config: Config, task: Task, tokenizer: Tokenizer) -> dict[str, str]:
     """What a run is made of: its checkpoints go on with nothing else."""
     assert config.train_file is not None
     settings = json.dumps(task.settings(), sort_keys=True, ensure_ascii=False)

@@ -28,7 +28,7 @@ from megabert.training.options import TrainingOptions
 if TYPE_CHECKING:
     import torch
 
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
     from megabert.training.distributed import World
 
 SUMMARY = "train a Megatron BERT from text or indexed files"
@@ -119,7 +119,7 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
         export(model, whole_weights(trainer, world), tokenizer, config.pairs != "none", folder)
 
 
-def _write_settings(config: Config, tokenizer: WordPiece, folder: Path) -> None:
+def _write_settings(config: Config, tokenizer: Tokenizer, folder: Path) -> None:
     """The first that is written into a run folder: the run has begun, or goes on with what is there."""
     tokenizer.save(folder / "tokenizer")
     configuration.save(config, folder / "run.toml", comment=f"megabert pretrain --config {folder / 'run.toml'}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megabert.commands.pretrain.command import Config
     from megabert.models.losses import PretrainingObjective
     from megabert.parallel.mesh import Layout
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
     from megabert.training.distributed import World
     from megabert.training.step import TrainingStep
     from megabert.training.team import Team
@@ -56,7 +56,7 @@ def agree(world: World, config: Config, identity: dict[str, str], device: torch.
         print(line, flush=True)
 
 
-def bare_model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
+def bare_model(config: Config, tokenizer: Tokenizer) -> MegatronBertForPreTraining:
     """The model on the meta device: it takes no memory yet."""
     import torch
 

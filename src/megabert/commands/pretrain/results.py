@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from megabert.commands.pretrain.command import Config
     from megabert.data.blend import DataSets, Source
     from megabert.parallel.mesh import Layout
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
     from megabert.training.distributed import World
     from megabert.training.loop import Trainer
 
 
 def describe(
     model: MegatronBertForPreTraining,
-    tokenizer: WordPiece,
+    tokenizer: Tokenizer,
     sets: DataSets,
     config: Config,
     device: torch.device,
@@ -109,7 +109,7 @@ def whole_weights(trainer: Trainer, world: World | None) -> dict[str, torch.Tens
 def export(
     model: MegatronBertForPreTraining,
     weights: dict[str, torch.Tensor],
-    tokenizer: WordPiece,
+    tokenizer: Tokenizer,
     paired: bool,
     folder: Path,
 ) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megabert.data.blend import DataSets, Source
     from megabert.data.sources import Named
     from megabert.parallel.mesh import Layout
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
     from megabert.training.loader import Stack
 
 CUTTING = ("split", "seq_length", "mask_prob", "max_preds_per_seq", "short_seq_prob", "masking", "pack")
@@ -28,28 +28,23 @@ def named_data(config: Config, cache: Path) -> dict[str, Named]:
     return {field: sources.resolve(getattr(config, field), field, config, cache) for field in fields}
 
 
-def tokenizer_for(config: Config, named: Named, folder: Path) -> WordPiece:
+def tokenizer_for(config: Config, named: Named, folder: Path) -> Tokenizer:
     """The tokenizer that was named, or the run folder's, or one trained on the training text."""
     from megabert.data import sources
-    from megabert.tokenization import named as named_tokenizers
-    from megabert.tokenization import trainer, word_piece
+    from megabert.tokenization import chosen, opening
 
-    tokenizer = named_tokenizers.open_tokenizer(config)
+    tokenizer = chosen.open_tokenizer(config)
     if tokenizer is not None:
         return tokenizer
     kept = folder / "tokenizer"
     if (kept / "tokenizer.json").is_file():
-        return word_piece.load(kept)
-    begin = time.monotonic()
-    print("no --tokenizer: training a WordPiece vocabulary on the training text", flush=True)
-    lower_case = named_tokenizers.wanted_lower_case(config) is not False
-    tokenizer = trainer.train(sources.texts_of(named, config), config.vocab_size, lower_case=lower_case)
-    print(f"vocabulary: {tokenizer.vocabulary_size:,} entries in {time.monotonic() - begin:.0f} s", flush=True)
-    return tokenizer
+        return opening.load(kept)
+    say = partial(print, flush=True)
+    return chosen.train_tokenizer(config, sources.texts_of(named, config), say=say)
 
 
 def indexed_data(
-    config: Config, named: dict[str, Named], tokenizer: WordPiece, cache: Path
+    config: Config, named: dict[str, Named], tokenizer: Tokenizer, cache: Path
 ) -> tuple[dict[str, list[Source]], DataSets]:
     """Indexed data for each flag, and the rows made of it."""
     from megabert.data import sources
@@ -60,13 +55,13 @@ def indexed_data(
         for field, what in named.items()
     }
     sets = make_sets(
-        config, tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
+        dataclasses.replace(config, data_cache_path=cache), tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
         test=indexed["test_data"],
     )  # fmt: skip
     return indexed, sets
 
 
-def identity_of(config: Config, tokenizer: WordPiece, indexed: dict[str, list[Source]]) -> dict[str, str]:
+def identity_of(config: Config, tokenizer: Tokenizer, indexed: dict[str, list[Source]]) -> dict[str, str]:
     """What a run is made of: its checkpoints go on with nothing else."""
     from megabert.data import sources
 
