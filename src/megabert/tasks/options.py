@@ -28,7 +28,7 @@ class TaskOptions:
         None, "multiple choice: what comes first in a row; left out, the context, for race the choice as in Megatron-LM"
     )
     scheme: Literal["auto", "iob1", "iob2", "iobes", "io"] | None = option(
-        None, "token classification: how labels write entities; left out, the training file shows it", example="iob2"
+        None, "words' labels: how they write entities; left out, the training file shows it", example="iob2"
     )
     label_pieces: Literal["first", "all"] | None = option(
         None,
@@ -36,8 +36,12 @@ class TaskOptions:
         "did; left out, the first",
     )
     stride: int | None = option(
-        None, "token classification: pieces that the windows of a long text share; left out, 32", minimum=0
+        None, "words' labels: pieces that the windows of a long text share; left out, 32", minimum=0
     )
+    intent_share: float | None = option(
+        None, "intents and slots: the weight of the intents' loss, the slots have the rest; left out, 0.6",
+        aliases=("intent-loss-weight",), minimum=0.0, maximum=1.0,
+    )  # fmt: skip
     no_answer: bool | None = option(
         None, "question answering: a question may have no answer (SQuAD 2.0)", aliases=("version-2-with-negative",)
     )

@@ -143,26 +143,15 @@ class TokenClassification(Task):
         predictions = []
         found = words.probabilities(outputs, features, [len(example.words) for example in examples])
         for example, classes in zip(examples, found, strict=True):
-            tags = [self.labels[int(best)] for best in classes.argmax(axis=1)] if example.words else []
-            values = [float(value) for value in classes.max(axis=1)] if example.words else []
+            tags, values = words.likeliest(classes, self.labels)
             said: Prediction = {
                 "id": example.id, "text": example.text, "words": example.words, "labels": tags,
-                "probabilities": values, "entities": list(self._entities(example, tags, values)),
+                "probabilities": values, "entities": list(words.entities_of(example, tags, values, self._scheme())),
             }  # fmt: skip
             if example.tags:
                 said["gold"] = example.tags
             predictions.append(said)
         return predictions
-
-    def _entities(self, example: WordsExample, tags: list[str], values: list[float]) -> Iterator[dict[str, Any]]:
-        """Each entity with its characters in the text; as probable as its least probable word."""
-        for span in entities.spans_of(tags, self._scheme()):
-            start, stop = example.offsets[span.start][0], example.offsets[span.stop - 1][1]
-            yield {
-                "type": span.type, "text": example.text[start:stop], "start": start, "end": stop,
-                "first_word": span.start, "last_word": span.stop - 1,
-                "probability": min(values[span.start : span.stop]),
-            }  # fmt: skip
 
     def _scheme(self) -> entities.Scheme:
         assert self.scheme != "auto", "`learned` comes first"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from megabert.metrics import entities
 from megabert.tasks.base import NO_LABEL, Example, Features, pair_of, softmax
 from megabert.tokenization.base import Tokenizer
 
@@ -120,6 +121,25 @@ def probabilities(
             said[row.example] = np.zeros((counts[row.example], chosen.shape[1]))
         said[row.example][[answer.word for answer in row.facts]] = chosen
     return said
+
+
+def entities_of(
+    example: WordsExample, tags: Sequence[str], sure: Sequence[float], scheme: entities.Scheme
+) -> Iterator[dict[str, Any]]:
+    """The entities that tags write, each with its characters in the text; as probable as its least probable word."""
+    for span in entities.spans_of(tags, scheme):
+        start, stop = example.offsets[span.start][0], example.offsets[span.stop - 1][1]
+        yield {
+            "type": span.type, "text": example.text[start:stop], "start": start, "end": stop,
+            "first_word": span.start, "last_word": span.stop - 1, "probability": min(sure[span.start : span.stop]),
+        }  # fmt: skip
+
+
+def likeliest(classes: np.ndarray, labels: Sequence[str]) -> tuple[list[str], list[float]]:
+    """The label of each word and its probability, from probabilities [words, classes]."""
+    if not len(classes):
+        return [], []
+    return [labels[int(best)] for best in classes.argmax(axis=1)], [float(value) for value in classes.max(axis=1)]
 
 
 def windows(lengths: Sequence[int], room: int, stride: int) -> list[tuple[int, int, int, int]]:
