@@ -10,6 +10,7 @@ from megabert.tasks import glue
 from megabert.tasks.base import Task
 from megabert.tasks.intent_slot import IntentSlot
 from megabert.tasks.multiple_choice import MultipleChoice
+from megabert.tasks.punctuation import Punctuation
 from megabert.tasks.question_answering import QuestionAnswering
 from megabert.tasks.relation_extraction import RelationExtraction
 from megabert.tasks.sequence_classification import Regression, SequenceClassification
@@ -20,6 +21,7 @@ CLASSES: Mapping[str, type[Task]] = {
     for kind in (
         QuestionAnswering, SequenceClassification, Regression, TokenClassification, glue.GlueClassification,
         glue.GlueRegression, RelationExtraction, MultipleChoice, IntentSlot,
+        Punctuation,
     )
 }  # fmt: skip
 """A task's own name -> its class."""
@@ -38,6 +40,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "intent-slot": ("intent-slot", {}),
     "atis": ("intent-slot", {}),
     "snips": ("intent-slot", {}),
+    "punctuation": ("punctuation", {}),
+    "punctuation-capitalization": ("punctuation", {}),
     "multiple-choice": ("multiple-choice", {}),
     "swag": ("multiple-choice", {}),
     "race": ("multiple-choice", {"order": "choice", "max_seq_length": 512}),

@@ -20,6 +20,7 @@ import numpy as np
 from megabert.metrics import classification, entities
 from megabert.tasks import intent_slot_files, readers, words
 from megabert.tasks.base import NO_LABEL, Features, Prediction, Task, softmax, unknown_label
+from megabert.tasks.cases import Case, of_tags
 from megabert.tasks.intent_slot_files import Utterance
 from megabert.tasks.words import WordsExample
 from megabert.tokenization.base import Tokenizer
@@ -256,6 +257,23 @@ class IntentSlot(Task):
             "confusion": classification.confusion(gold, given, names),
             "never_learned": dict(sorted(unseen.items())),
         }
+
+    def cases(self, predictions: Sequence[Prediction], examples: Sequence[UtteranceExample]) -> list[Case]:
+        """The intents, and the slots marked in the text; the intent and each slot are decisions."""
+        scheme, found = self._scheme(), []
+        for said, example in zip(predictions, examples, strict=True):
+            tags = {"id": said["id"], "text": said["text"], "labels": said["labels"], "gold": example.tags,
+                    "probabilities": said["word_probabilities"]}  # fmt: skip
+            gold = entities.spans_of(example.tags, scheme) if example.intent is not None else None
+            case = of_tags(tags, example.offsets, gold, entities.spans_of(said["labels"], scheme))
+            right = None if example.intent is None else example.intent == said["label"]
+            beliefs = [] if right is None else [(said["probability"], right), *case.beliefs]
+            found.append(dataclasses.replace(
+                case, gold=example.intent, said=said["label"], right=case.right and right,
+                off=case.off + float(right is False), beliefs=beliefs,
+                confidence=min(said["probability"], *said["word_probabilities"]),
+            ))  # fmt: skip
+        return found
 
     def _unseen(self, example: UtteranceExample) -> set[str]:
         """Labels of an example that the training examples did not have."""

@@ -42,6 +42,14 @@ class TaskOptions:
         None, "intents and slots: the weight of the intents' loss, the slots have the rest; left out, 0.6",
         aliases=("intent-loss-weight",), minimum=0.0, maximum=1.0,
     )  # fmt: skip
+    marks: str | None = option(
+        None, "punctuation: the marks that plain texts teach; left out, comma, full stop and question mark",
+        example='",.?!"',
+    )  # fmt: skip
+    margin: int | None = option(
+        None, "punctuation: pieces of context on both sides of a word, in the windows of a long text; left out, 16",
+        minimum=0,
+    )  # fmt: skip
     no_answer: bool | None = option(
         None, "question answering: a question may have no answer (SQuAD 2.0)", aliases=("version-2-with-negative",)
     )
