@@ -15,13 +15,13 @@ from megabert.tasks.question_answering import QuestionAnswering
 from megabert.tasks.relation_extraction import RelationExtraction
 from megabert.tasks.sequence_classification import Regression, SequenceClassification
 from megabert.tasks.token_classification import TokenClassification
+from megabert.tasks.zero_shot import ZeroShot
 
 CLASSES: Mapping[str, type[Task]] = {
     kind.name: kind
     for kind in (
         QuestionAnswering, SequenceClassification, Regression, TokenClassification, glue.GlueClassification,
-        glue.GlueRegression, RelationExtraction, MultipleChoice, IntentSlot,
-        Punctuation,
+        glue.GlueRegression, RelationExtraction, MultipleChoice, IntentSlot, Punctuation, ZeroShot,
     )
 }  # fmt: skip
 """A task's own name -> its class."""
@@ -42,6 +42,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "snips": ("intent-slot", {}),
     "punctuation": ("punctuation", {}),
     "punctuation-capitalization": ("punctuation", {}),
+    "zero-shot": ("zero-shot", {}),
     "multiple-choice": ("multiple-choice", {}),
     "swag": ("multiple-choice", {}),
     "race": ("multiple-choice", {"order": "choice", "max_seq_length": 512}),

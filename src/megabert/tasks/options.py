@@ -77,6 +77,28 @@ class TaskOptions:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions:
+    """Classes that a model of natural language inference was not taught."""
+
+    labels: tuple[str, ...] = option(
+        (), "zero-shot: the labels to choose among, for a model that was taught entailment (mnli); one value may hold "
+        "several with commas between them", aliases=("candidate-labels",), example="sports,politics",
+    )  # fmt: skip
+    hypothesis: str | None = option(
+        None, "zero-shot: the sentence that a label makes, {} in its place; left out, 'This example is {}.'",
+        aliases=("hypothesis-template",), example='"This text is about {}."',
+    )  # fmt: skip
+    multi_label: bool = option(False, "zero-shot: a text may have any number of the labels; each is judged for itself")
+    entailment_label: str | None = option(
+        None, "zero-shot: the model's class that means entailment; left out, the one that is called so", example="0"
+    )
+    contradiction_label: str | None = option(
+        None, "zero-shot: the model's class that means contradiction; left out, the one that is called so, if any",
+        example="2",
+    )  # fmt: skip
+
+
 def chosen(options: TaskOptions) -> dict[str, Any]:
     """What was chosen, by the names of the tasks' settings."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TaskOptions)}
