@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from megabert.commands.finetune.command import Config
+    from megabert.serving.crew import Crew
     from megabert.serving.fine_tuned import FineTuned
     from megabert.tasks.base import Features, Task
 
 
 def described(
-    config: Config, task: Task, model: PreTrainedModel, sets: dict[str, tuple[list, list[Features]]]
+    config: Config, task: Task, model: PreTrainedModel, sets: dict[str, tuple[list, list[Features]]], crew: Crew
 ) -> Iterator[str]:
     """The run before it begins, as lines for people."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield f"task: {task.name}, {len(task.labels)} labels; {trained / 1e6:.1f} M weights to train"
+    if crew.described:
+        yield crew.described
     yield f"run folder: {config.save}"
     for name, (examples, features) in sets.items():
         cut = len({one.example for one in features if one.cut})
@@ -31,7 +34,10 @@ def described(
 def score(
     config: Config, step: int, finished: FineTuned, sets: dict[str, tuple[list, list[Features]]], folder: Path
 ) -> dict[str, Any]:
-    """Score the finished model, write scores.json and predictions, and tell the scores."""
+    """Score the finished model, write scores.json and predictions, and tell the scores.
+
+    Of several processes, which all call this, the first one writes.
+    """
     from megabert.serving import fine_tuned
 
     scores: dict[str, Any] = {"task": config.task, "model": str(config.model), "seed": config.seed, "step": step}
@@ -42,9 +48,11 @@ def score(
         answers = finished.answer(examples, features)
         scores[name] = finished.task.score(answers.predictions, examples)
         scores[f"{name}_details"] = finished.task.details(answers.predictions, examples)
-        fine_tuned.write_predictions(answers.predictions, folder / file)
+        if finished.crew.leads:
+            fine_tuned.write_predictions(answers.predictions, folder / file)
         say([f"{name}: {fine_tuned.shown_scores(scores[name])}"])
-    fine_tuned.write_scores(scores, folder / "scores.json")
+    if finished.crew.leads:
+        fine_tuned.write_scores(scores, folder / "scores.json")
     say([f"model: {folder / 'model'}; scores.json, predictions.jsonl, metrics.jsonl: {folder}"])
     return scores
 

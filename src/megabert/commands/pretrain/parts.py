@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING
-
-from megabert import config as configuration
 
 if TYPE_CHECKING:
     import torch
@@ -35,20 +32,6 @@ def layout_for(config: Config, world: World | None) -> Layout:
     )  # fmt: skip
     fitting(sequence=config.eval_seq_length or config.seq_length)
     return fitting(sequence=config.seq_length)
-
-
-def agree(world: World, config: Config, identity: dict[str, str], device: torch.device) -> None:
-    """Refuse processes that were started with other flags, data or code; name those that are far slower."""
-    from megabert.training.distributed import code_version
-
-    flags = {
-        f"--{configuration.flag_name(field.name)}": str(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if field.name != "local_rank"
-    }
-    world.agree({**flags, **identity, **code_version()})
-    for line in world.slow_ranks(device):
-        print(line, flush=True)
 
 
 def bare_model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
