@@ -2,7 +2,11 @@
 
   megabert evaluate runs/ner --file test.tsv
   megabert evaluate runs/mnli --file dev_matched.tsv dev_mismatched.tsv --output scores/
+<<<<<<< HEAD
   megabert evaluate runs/mnli --labels sports,politics --file test.tsv
+=======
+  torchrun --nproc-per-node 2 -m megabert evaluate runs/mnli --file dev_matched.tsv --tensor-model-parallel-size 2
+>>>>>>> room-tuning
 
 Every example is scored, once. Scores are printed, and written to scores.json with tables by class; predictions.jsonl
 holds what was said about each example, and report.html shows all of it in a browser.
@@ -11,18 +15,32 @@ holds what was said about each example, and report.html shows all of it in a bro
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from megabert.config import option
+<<<<<<< HEAD
 from megabert.tasks.options import ZeroShotOptions
+=======
+from megabert.parallel.options import ParallelOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from megabert.training.distributed import World
+>>>>>>> room-tuning
 
 SUMMARY = "score a fine-tuned model on a file of examples"
 
 
 @dataclass(frozen=True, kw_only=True)
+<<<<<<< HEAD
 class Config(ZeroShotOptions):
+=======
+class Config(ParallelOptions):
+>>>>>>> room-tuning
     """The command."""
 
     model: Path = option(dataclasses.MISSING, "a run folder of finetune, or its model/", positional=True)
@@ -48,20 +66,34 @@ def run(config: Config) -> None:
     if len(set(stems)) < len(stems):
         raise ValueError("--file: two files have one name, and would be written to one folder")
 
+    from megabert.serving.crew import joined
+
+    with joined(config, os.environ, config.device) as (world, device):
+        _evaluate(config, stems, world, device)
+
+
+def _evaluate(config: Config, stems: list[str], world: World | None, device: torch.device) -> None:
+    """Answer and score each file; of several processes the first one writes."""
     import torch
 
     from megabert.serving import fine_tuned
     from megabert.serving.page import write_report
     from megabert.tasks import zero_shot
 
+    if world is not None:
+        from megabert.training.distributed import agree_to_start
+
+        agree_to_start(world, config, {}, device)
     model = fine_tuned.FineTuned.from_path(
-        config.model, device=fine_tuned.chosen_device(config.device), batch_tokens=config.batch_tokens,
+        config.model, device=device, batch_tokens=config.batch_tokens, parallel=config, world=world,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
     )  # fmt: skip
     model.task = zero_shot.of(model.task, config)
     read = [model.task.examples(file) for file in config.file]
     for file, stem, examples in zip(config.file, stems, read, strict=True):
         answers = model.answer(examples)
+        if not model.crew.leads:
+            continue
         scores: dict[str, Any] = model.task.score(answers.predictions, examples)
         folder = (config.output or config.model / "evaluations") / stem
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,17 @@
 A run folder of finetune alone asks what it was fine-tuned for; --input is then a file as for training, with or without
 answers, or a text a line. Without --text and --input, texts are read from standard input, one a line; where two are
 needed each line is two texts with a tab between them (for question answering: the question, then the text).
+
+A fine-tuned model can be shared by several processes, which read --input:
+
+  torchrun --nproc-per-node 2 -m megabert predict runs/ner --input texts.txt --tensor-model-parallel-size 2
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +29,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert.config import option
+<<<<<<< HEAD
 from megabert.tasks.options import ZeroShotOptions
+=======
+from megabert.parallel.options import ParallelOptions
+>>>>>>> room-tuning
 
 if TYPE_CHECKING:
+    import torch
+
     from megabert.serving.predictor import Guess, Predictor
+    from megabert.training.distributed import World
 
 SUMMARY = "answer with a model: what it was fine-tuned for, masked words, or the next sentence"
 
@@ -38,7 +50,11 @@ _TOGETHER = 512
 
 
 @dataclass(frozen=True, kw_only=True)
+<<<<<<< HEAD
 class Config(ZeroShotOptions):
+=======
+class Config(ParallelOptions):
+>>>>>>> room-tuning
     """The command."""
 
     task: str = option(
@@ -91,8 +107,8 @@ def run(config: Config) -> None:
 
     import torch
 
-    from megabert.serving.fine_tuned import chosen_device
     from megabert.serving.predictor import Predictor
+    from megabert.training.launch import chosen_device
 
     predictor = Predictor.from_path(
         place, device=chosen_device(config.device), dtype=torch.bfloat16 if config.bf16 else torch.float32
@@ -119,13 +135,27 @@ def _fine_tuned(config: Config) -> None:
     place = Path(config.task)
     find_model(place)
 
+    from megabert.serving.crew import joined
+
+    with joined(config, os.environ, config.device) as (world, device):
+        _answer(config, place, world, device)
+
+
+def _answer(config: Config, place: Path, world: World | None, device: torch.device) -> None:
+    """Answer with a fine-tuned model; of several processes the first one writes."""
     import torch
 
     from megabert.serving import fine_tuned
     from megabert.tasks import zero_shot
 
+    if world is not None:
+        from megabert.training.distributed import agree_to_start
+
+        if config.input is None and not config.text:
+            raise ValueError("several processes cannot share standard input: give --input FILE, or --text")
+        agree_to_start(world, config, {}, device)
     model = fine_tuned.FineTuned.from_path(
-        place, device=fine_tuned.chosen_device(config.device), dtype=torch.bfloat16 if config.bf16 else torch.float32
+        place, device=device, dtype=torch.bfloat16 if config.bf16 else torch.float32, parallel=config, world=world
     )
     model.task = zero_shot.of(model.task, config)
     if config.input is not None:
@@ -136,6 +166,8 @@ def _fine_tuned(config: Config) -> None:
         if not examples:
             raise ValueError("there is no text: give --text, --input FILE, or lines on standard input")
     predictions = model.answer(examples).predictions
+    if not model.crew.leads:
+        return
     if config.output is not None:
         fine_tuned.write_predictions(predictions, config.output)
         print(f"{len(predictions):,} predictions: {config.output}")

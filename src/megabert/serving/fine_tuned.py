@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,18 @@ from megabert.formats.checkpoint import KEPT_AS
 from megabert.formats.encoder import fill, open_encoder
 from megabert.formats.open import look, model_folder
 from megabert.models.auto import class_of
+from megabert.parallel.options import ParallelOptions
+from megabert.serving.crew import Crew, Solo, crew_for
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Prediction, Task
 from megabert.tasks.rows import by_length, padded
 from megabert.tokenization import opening
 from megabert.tokenization.base import Tokenizer
+from megabert.training.engine import Engine
+from megabert.training.objective import Batch
+
+if TYPE_CHECKING:
+    from megabert.training.distributed import World
 
 BATCH_TOKENS = 8192
 
@@ -45,41 +53,44 @@ class Answers:
     cut: int
 
 
-def chosen_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 class FineTuned:
     """A model and what it was taught.
 
     Args:
         batch_tokens: places that go through the model at once, padding included.
+        crew: the processes that share the model; left out, this one.
+        engine: what runs the model; left out, the crew's, which may change the model in place.
     """
 
-    def __init__(self, task: Task, model: PreTrainedModel, tokenizer: Tokenizer, *, batch_tokens: int = BATCH_TOKENS):
+    def __init__(
+        self,
+        task: Task,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        crew: Crew | None = None,
+        engine: Engine | None = None,
+    ):
         self.task = task
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
+        self.crew = crew or Solo()
+        self.engine = engine or self.crew.engine(model, task.objective)
 
     @classmethod
     def from_path(
         cls, path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int = BATCH_TOKENS, parallel: ParallelOptions | None = None, world: World | None = None,
     ) -> FineTuned:  # fmt: skip
         """Read a model that `finetune` wrote, or a checkpoint of another format that tells its task, such as a `.nemo`.
 
+        Args:
+            parallel, world: how the processes of the world share it; left out, this one has all of it.
+
         Raises:
-            ValueError: there is none, it is damaged, or it was not fine-tuned.
+            ValueError: there is none, it is damaged, it was not fine-tuned, or it does not divide so.
         """
         if look(path).kind == "foreign":
             return cls._from_checkpoint(path, device, dtype, batch_tokens)
@@ -111,9 +122,10 @@ class FineTuned:
         fill(model, encoder, head=(), keep_head=True)
         return cls(task, model.to(device=device, dtype=dtype).eval(), encoder.tokenizer, batch_tokens=batch_tokens)  # type: ignore[call-arg]
 
-    @torch.no_grad()
     def answer(self, examples: Sequence[Any], features: Sequence[Features] | None = None) -> Answers:
         """Predictions for examples; rows of about the same length go through the model together, each once.
+
+        All processes of the crew call this with the same examples, and have the same answers.
 
         Args:
             features: of the examples, when they were made before.
@@ -122,25 +134,23 @@ class FineTuned:
             ValueError: an example that the task does not take.
         """
         features = self.task.features(examples, self.tokenizer) if features is None else features
-        outputs: list[np.ndarray] = [np.zeros(0)] * len(features)
-        objective = self.task.objective
-        totals: dict[str, list[float]] = {}
-        was_training = self.model.training
-        self.model.eval()
+        modes = [module.training for module in self.engine.modules]
+        for module in self.engine.modules:
+            module.eval()
         try:
-            for numbers in by_length(features, self.batch_tokens):
-                chosen = [features[number] for number in numbers]
-                labelled = all(one.labels for one in chosen)
-                rows = [one.row() if labelled else _without_labels(one) for one in chosen]
-                arrays = padded(rows, pad_id=self.tokenizer.pad_id)
-                batch = {name: torch.from_numpy(array).to(self.model.device) for name, array in arrays.items()}
-                said = self.model(**{name: value for name, value in batch.items() if name not in objective.targets})
-                for number, output in zip(numbers, self.task.rows_of(said), strict=True):
-                    outputs[number] = output
-                if labelled:
-                    _add(totals, objective.counts(batch), objective.sums(said, batch), objective.hits(said, batch))
+            mine = self._run(features)
         finally:
-            self.model.train(was_training)
+            for module, mode in zip(self.engine.modules, modes, strict=True):
+                module.train(mode)
+        outputs: list[np.ndarray] = [np.zeros(0)] * len(features)
+        found = sorted((one for said in self.crew.gather(mine) for one in said), key=lambda one: one.batch)
+        # In the order of the batches, whoever ran them: sums are then the same in every layout.
+        totals: dict[str, list[float]] = {}
+        for one in found:
+            for number, output in zip(one.numbers, one.outputs, strict=True):
+                outputs[number] = output
+            for name, values in one.sums.items():
+                totals[name] = [a + b for a, b in zip(totals.get(name, (0.0, 0.0, 0.0)), values, strict=True)]
         predictions = self.task.decode(outputs, features, examples)
         seen = {name: values for name, values in totals.items() if values[0]}
         return Answers(
@@ -151,16 +161,49 @@ class FineTuned:
             len({one.example for one in features if one.cut}),
         )
 
+    def _run(self, features: Sequence[Features]) -> list[_Said]:
+        """What this process answers for: its share of the batches, unless another one hands them on."""
+        batches = by_length(features, self.batch_tokens)
+        rank, ranks = self.crew.share
+        said: list[_Said] = []
+        for turn in range(-(-len(batches) // ranks)):
+            number = turn * ranks + rank
+            # A process that has none left runs one that is another's: a shared model needs all of them.
+            numbers = batches[number if number < len(batches) else 0]
+            chosen = [features[at] for at in numbers]
+            labelled = all(one.labels for one in chosen)
+            rows = [one.row() if labelled else _without_labels(one) for one in chosen]
+            arrays = padded(rows, pad_id=self.tokenizer.pad_id, multiple=self.crew.multiple)
+            batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            kept: list[_Said] = []
+            self.engine.evaluate(batch, partial(self._read, number, numbers, labelled, kept))
+            if self.crew.keeps and number < len(batches):
+                said += kept
+        return said
+
+    def _read(
+        self, number: int, numbers: list[int], labelled: bool, kept: list[_Said], outputs: Any, batch: Batch
+    ) -> dict[str, torch.Tensor]:
+        sums: dict[str, tuple[float, float, float]] = {}
+        if labelled:
+            objective = self.task.objective
+            parts = (objective.counts(batch), objective.sums(outputs, batch), objective.hits(outputs, batch))
+            sums = {name: (float(parts[0][name]), float(parts[1][name]), float(parts[2][name])) for name in parts[0]}
+        kept.append(_Said(number, numbers, self.task.rows_of(outputs), sums))
+        return {}
+
+
+class _Said(NamedTuple):
+    """What was said about a batch: its number, those of its rows, their outputs, and (count, loss, hits) by term."""
+
+    batch: int
+    numbers: list[int]
+    outputs: list[np.ndarray]
+    sums: dict[str, tuple[float, float, float]]
+
 
 def _without_labels(one: Features) -> dict[str, np.ndarray]:
     return {name: array for name, array in one.row().items() if name not in one.labels}
-
-
-def _add(totals: dict[str, list[float]], *values: Mapping[str, torch.Tensor]) -> None:
-    for name in values[0]:
-        sums = totals.setdefault(name, [0.0, 0.0, 0.0])
-        for place, value in enumerate(values):
-            sums[place] += float(value[name])
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from megabert.formats import huggingface
+from megabert.models.bert import plan
+from megabert.serving.adapters import adapted, write_adapter
+from megabert.serving.crew import Crew, Solo
 from megabert.serving.fine_tuned import KEPT_AS, FineTuned, shown_scores
+from megabert.serving.options import TuningOptions
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Task
+from megabert.tasks.budget import BudgetedBatches, only
 from megabert.tasks.rows import GROUP_BATCHES, TrainingRows, padding
 from megabert.tokenization.base import Tokenizer
 from megabert.training import resume
+from megabert.training.batch_sizes import divided_among
 from megabert.training.evaluate import Evaluation
-from megabert.training.loader import Rows
+from megabert.training.loader import Rows, Stack
 from megabert.training.loop import Outcome, Trainer
-from megabert.training.options import TrainingOptions
+from megabert.training.options import TrainingOptions, rows_of
 from megabert.training.sinks import read_lines
 
 Examples = tuple[list[Any], list[Features]]
@@ -55,13 +64,23 @@ class Tuning(Trainer):
     """Teaches a model a task.
 
     Args:
+        model: with its whole weights; changed in place.
         train: rows to learn from.
         validation: what checkpoints are compared on, when given.
+        options: an update has --global-batch-size rows, or places as `teaching` says; --eval-interval 0 evaluates after
+            each pass.
+        teaching: the flags of fine-tuning.
+        crew: who does it; left out, this process.
+        base: what the model was before, for whoever reads an adapter.
         patience: evaluations without a better score after which the run ends; None: it goes on to its end.
         group: put rows of about the same length into one batch.
         batch_tokens: places that go through the model at once in an evaluation.
+        prepare: called with the model as it is here: sets recomputation, for example.
 
     The rest as `Trainer`.
+
+    Raises:
+        ValueError: flags that exclude each other.
     """
 
     def __init__(
@@ -74,25 +93,36 @@ class Tuning(Trainer):
         options: TrainingOptions,
         *,
         folder: Path,
-        device: torch.device,
+        teaching: TuningOptions,
+        crew: Crew | None = None,
+        base: str = "",
         patience: int | None = None,
         group: bool = True,
         batch_tokens: int,
         identity: Mapping[str, str] | None = None,
+        prepare: Callable[[nn.Module], None] = lambda _: None,
     ):
-        rows = TrainingRows(train, batch=options.batch_size, seed=options.seed, group=GROUP_BATCHES if group else 0)
-        held_out = TrainingRows(validation[1], batch=1, seed=0, group=0) if validation else None
-        super().__init__(
-            model, task.objective, rows, held_out, options, folder=folder, identity=identity, device=device,
-            stack=padding(tokenizer.pad_id), count_tokens=lambda batch: int(batch["attention_mask"].sum()),
-        )  # fmt: skip
         self.task = task
-        self.network = model
+        self.kind, self.config = type(model), copy.deepcopy(model.config)
         self.tokenizer = tokenizer
         self.validation = validation
         self.patience = patience
         self.batch_tokens = batch_tokens
         self.scores: dict[int, float] = {}
+        self.crew = crew = crew or Solo()
+        self.adapt = partial(adapted, options=teaching, base=base) if teaching.lora_rank is not None else None
+        if self.adapt is not None:
+            _check_adapted(crew)
+            self.adapt(model)
+        rows, stack, options = _batches(train, options, teaching, crew, tokenizer.pad_id, task, group)
+        held_out = TrainingRows(validation[1], batch=1, seed=0, group=0) if validation else None
+        rates = partial(_rate, decay=teaching.layer_decay, layers=model.config.num_hidden_layers)
+        step, team = crew.step(model, task.objective, options, rates=rates, prepare=prepare)
+        super().__init__(
+            model, task.objective, rows, held_out, options, folder=folder, identity=identity, device=step.device,
+            stack=stack, count_tokens=lambda batch: int(batch["attention_mask"].sum()), train_step=step, team=team,
+        )  # fmt: skip
+        self.network = model
 
     def fit(self, accepted: Callable[[], None] | None = None) -> Outcome:
         """As `Trainer.fit`; a run whose patience was at its end stays there."""
@@ -109,7 +139,10 @@ class Tuning(Trainer):
         """The scores on all validation examples, each once, whatever `rows` are."""
         assert self.validation is not None
         examples, features = self.validation
-        model = FineTuned(self.task, self.network, self.tokenizer, batch_tokens=self.batch_tokens)
+        model = FineTuned(
+            self.task, self.network, self.tokenizer, batch_tokens=self.batch_tokens, crew=self.crew,
+            engine=self.train_step.engine,
+        )  # fmt: skip
         answers = model.answer(examples, features)
         scores = self.task.score(answers.predictions, examples)
         self.say(f"step {self.progress.step}/{self.steps} | {shown_scores(scores)}")
@@ -141,16 +174,91 @@ class Tuning(Trainer):
         Args:
             calibrate: let the validation examples choose what is best chosen by them (a threshold).
         """
-        config = copy.deepcopy(self.network.config)
-        model = type(self.network)(config)
-        model.load_state_dict(resume.read(self._chosen()).weights)
-        finished = FineTuned(self.task, model.to(self.device), self.tokenizer, batch_tokens=self.batch_tokens)  # type: ignore[arg-type]
+        finished = FineTuned(
+            self.task, self._whole(self.config).to(self.device), self.tokenizer,  # type: ignore[arg-type]
+            batch_tokens=self.batch_tokens, crew=self.crew,
+        )  # fmt: skip
         if calibrate and self.validation is not None:
             answers = finished.answer(*self.validation)
             finished.task = self.task.calibrated(answers.predictions, self.validation[0])
-            setattr(config, KEPT_AS, catalogue.kept(finished.task))
         return finished
 
+    def _whole(self, config: PreTrainedConfig, adapter: Path | None = None) -> PreTrainedModel:
+        """The best weights in a model of one process, an adapter merged into it (and written, where to is said)."""
+        model = self.kind(copy.deepcopy(config))
+        view = self.adapt(model) if self.adapt is not None else None
+        model.load_state_dict(resume.read(self._chosen()).weights)
+        if view is None:
+            return model
+        if adapter is not None:
+            write_adapter(view, adapter)
+        return view.merge_and_unload()  # type: ignore[operator]
+
     def export(self, finished: FineTuned, folder: Path) -> None:
-        """Write a model as a Transformers folder with its tokenizer; its task is in `config.json`."""
-        huggingface.write(finished.model, self.tokenizer, folder)
+        """Write the best weights as a Transformers folder with its tokenizer; the task is in `config.json`.
+
+        An adapter is merged into it, and lies beside it in `adapter/` as well. Of several processes one writes.
+        """
+        if not self.crew.leads:
+            return
+        config = copy.deepcopy(self.config)
+        setattr(config, KEPT_AS, catalogue.kept(finished.task))
+        huggingface.write(self._whole(config, folder.parent / "adapter"), self.tokenizer, folder)
+
+
+def _check_adapted(crew: Crew) -> None:
+    if not crew.whole:
+        raise ValueError(
+            "--lora-rank goes with processes that each hold the whole model: leave out --tensor-model-parallel-size, "
+            "--pipeline-model-parallel-size and --data-parallel-sharding (small matrices need little memory)"
+        )
+
+
+def _rate(name: str, *, decay: float, layers: int) -> float:
+    """What a weight's learning rate is of the run's: 1 above the layers, and a `decay` less for each layer below."""
+    layer = re.match(plan.LAYER, name)
+    if layer is not None:
+        return decay ** (layers - int(layer[1]))
+    return decay**layers if ".embeddings." in f".{name}" else 1.0
+
+
+def _batches(
+    train: Sequence[Features], options: TrainingOptions, teaching: TuningOptions, crew: Crew, pad_id: int, task: Task,
+    group: bool,
+) -> tuple[Rows, Stack, TrainingOptions]:  # fmt: skip
+    """The training rows as the loop reads them, how they become a batch, and the options that count in such rows."""
+    rows: Rows
+    if teaching.batch_tokens is None:
+        options = divided_among(options, crew.data)
+        rows = TrainingRows(train, batch=rows_of(options), seed=options.seed, group=GROUP_BATCHES if group else 0)
+        stack = padding(pad_id, multiple=crew.multiple, length=task.max_seq_length if crew.stages > 1 else 0)
+    else:
+        options = dataclasses.replace(options, batch_size=1, global_batch_size=_in_update(options, teaching, crew))
+        rows = BudgetedBatches(
+            train, tokens=teaching.batch_tokens, seed=options.seed, pad_id=pad_id, multiple=crew.multiple
+        )
+        stack = only
+    interval = options.eval_interval or -(-len(rows) // rows_of(options))
+    return rows, stack, dataclasses.replace(options, eval_interval=interval)
+
+
+def _in_update(options: TrainingOptions, teaching: TuningOptions, crew: Crew) -> int:
+    """Budgeted batches in an update."""
+    assert teaching.batch_tokens is not None
+    if options.global_batch_size is not None or options.rampup_batch_size is not None:
+        raise ValueError("--global-batch-size counts rows and --batch-tokens places: say --global-batch-tokens")
+    if options.train_samples is not None:
+        raise ValueError("--train-samples counts rows and --batch-tokens places: say --train-iters or --epochs")
+    if crew.stages > 1:
+        raise ValueError(
+            "--batch-tokens makes batches of different shapes, and the stages of --pipeline-model-parallel-size take "
+            "one: say --batch-size"
+        )
+    each = teaching.batch_tokens * crew.data
+    whole = teaching.global_batch_tokens or each
+    if whole % each:
+        raise ValueError(
+            f"--global-batch-tokens {whole} is not a multiple of {each} (--batch-tokens {teaching.batch_tokens} on "
+            f"{crew.data} data-parallel processes); the next one is {-(-whole // each) * each}"
+        )
+    return whole // teaching.batch_tokens

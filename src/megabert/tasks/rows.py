@@ -13,13 +13,15 @@ from megabert.tasks.base import NO_LABEL, Features, Row
 GROUP_BATCHES = 50
 
 
-def padded(rows: Sequence[Row], *, pad_id: int, multiple: int = 8) -> Row:
+def padded(rows: Sequence[Row], *, pad_id: int, multiple: int = 8, length: int = 0) -> Row:
     """Stack rows of different lengths, each key [batch, ...], with padding to the longest, rounded up to `multiple`.
+
+    With `length` they are padded to it at least.
 
     Token types and the mask are 0 there, labels -100. Numbers and arrays of one shape are stacked as they are.
     """
     fills = {"input_ids": pad_id, "token_type_ids": 0, "attention_mask": 0}
-    length = -(-max(row["input_ids"].shape[-1] for row in rows) // multiple) * multiple
+    length = -(-max(length, *(row["input_ids"].shape[-1] for row in rows)) // multiple) * multiple
     batch: Row = {}
     for key, first in rows[0].items():
         if not first.ndim:
@@ -35,9 +37,9 @@ class _Padding(Protocol):
     def __call__(self, rows: Sequence[Row]) -> Row: ...
 
 
-def padding(pad_id: int) -> _Padding:
+def padding(pad_id: int, *, multiple: int = 8, length: int = 0) -> _Padding:
     """`padded` for a tokenizer's pad id."""
-    return partial(padded, pad_id=pad_id)
+    return partial(padded, pad_id=pad_id, multiple=multiple, length=length)
 
 
 class TrainingRows:

@@ -25,7 +25,7 @@ from megabert.parallel.weights import Initialise
 from megabert.training.batch_sizes import sizes_of
 from megabert.training.engine import Engine, LocalEngine
 from megabert.training.objective import Objective
-from megabert.training.optim import make_optimizer
+from megabert.training.optim import Rates, make_optimizer
 from megabert.training.options import BatchOptions, TrainingOptions
 from megabert.training.precision import Weights, exact_weights, half_of
 from megabert.training.scaler import make_scaler
@@ -71,6 +71,7 @@ def make_parallel_step(
     device: torch.device,
     initialise: Initialise | None,
     prepare: Callable[[nn.Module], None] | None = None,
+    rates: Rates = lambda _: 1.0,
 ) -> tuple[TrainingStep, Applied]:
     """`training.step.make_step` for a model that many processes share.
 
@@ -78,6 +79,7 @@ def make_parallel_step(
         model: on the meta device; or with its whole weights, which are kept, and no `initialise`.
         initialise: draws a module's own weights; see `parallel.weights.fill`.
         prepare: called with the model as it is here, or with each of its stages: sets recomputation, for example.
+        rates: of weights that learn faster or slower than others.
 
     Raises:
         ValueError: options that exclude each other, or a matrix that does not divide.
@@ -114,18 +116,41 @@ def make_parallel_step(
     if options.compile:
         for part in applied.models:
             compile_blocks(part, parallel.plan)
+
+    def arm(module: nn.Module, last: bool) -> None:
+        applied.arm(module, last)
+        exchange.arm(last)
+
     step = TrainingStep(
         trained,
         objective,
-        make_optimizer(trained, options, lengths=exchange.lengths),
+        make_optimizer(trained, options, lengths=exchange.lengths, rates=rates),
         make_scaler(options),
-        engine=_engine(parts, objective, parallel, exchange, applied, device),
+        engine=_engine(parts, objective, parallel, arm, device),
         exchange=exchange,
         clip_grad=options.clip_grad,
         count_zeros=options.log_num_zeros_in_grad,
         device=device,
     )
     return step, applied
+
+
+def make_answering_engine(
+    model: nn.Module, objective: Objective, parallel: Parallel, *, device: torch.device
+) -> Engine:
+    """An engine that only evaluates: the model cut over the processes, and nothing kept for an update.
+
+    Args:
+        model: with its whole weights; changed in place.
+
+    Raises:
+        ValueError: a matrix that does not divide.
+    """
+    model.to(device).eval()
+    parts, _ = _parts(model, parallel)
+    for _, part in parts:
+        apply(part, parallel.plan, parallel.layout, parallel.mesh, layers=parallel.layers, device=device)
+    return _engine(parts, objective, parallel, lambda *_: None, device)
 
 
 def _parts(model: nn.Module, parallel: Parallel) -> tuple[list[tuple[Place, nn.Module]], Tie | None]:
@@ -148,14 +173,9 @@ def _engine(
     parts: list[tuple[Place, nn.Module]],
     objective: Objective,
     parallel: Parallel,
-    exchange: MeshExchange,
-    applied: Applied,
+    arm: Callable[[nn.Module, bool], None],
     device: torch.device,
 ) -> Engine:
-    def arm(model: nn.Module, last: bool) -> None:
-        applied.arm(model, last)
-        exchange.arm(last)
-
     places, models = [place for place, _ in parts], [model for _, model in parts]
     if parallel.layout.pipeline == 1:
         return LocalEngine(models[0], objective.targets, device, arm=partial(arm, models[0]))

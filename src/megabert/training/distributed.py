@@ -10,6 +10,7 @@ with started(launched(os.environ), backend="gloo", timeout=timedelta(minutes=10)
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,10 +23,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megabert import config as configuration
 from megabert.training.launch import Launch
 from megabert.training.watch import Hub, Watch
 
@@ -163,6 +166,26 @@ def code_version() -> dict[str, str]:
         "version of torch": torch.__version__,
         "version of Python": platform.python_version(),
     }
+
+
+def agree_to_start(world: World, config: Any, identity: Mapping[str, str], device: torch.device) -> None:
+    """Refuse processes that were started with other flags, data or code; name those that are far slower.
+
+    Args:
+        config: a command's.
+        identity: what the run is made of, as short strings.
+
+    Raises:
+        ValueError: the rank, its host, and the first of the values that differ.
+    """
+    flags = {
+        f"--{configuration.flag_name(field.name)}": str(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name != "local_rank"
+    }
+    world.agree({**flags, **identity, **code_version()})
+    for line in world.slow_ranks(device):
+        print(line, flush=True)
 
 
 @contextmanager

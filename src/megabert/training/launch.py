@@ -6,6 +6,10 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_PORT = 29500
 _MPI = (
@@ -115,3 +119,24 @@ def first_node(nodes: str) -> str:
     if head is None:
         return ""
     return head[1] + (head[2] or "") + (head[3] or "")
+
+
+def chosen_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto`, `cpu` or `cuda` as the device of this machine's process number `local_rank`.
+
+    Raises:
+        ValueError: there is no such device, or none left for this process.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start no more "
+            "processes than that, or say --device cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

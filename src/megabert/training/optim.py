@@ -25,22 +25,28 @@ def undecayed(model: nn.Module) -> set[str]:
     return names
 
 
-def parameter_groups(weights: Weights, weight_decay: float) -> list[dict[str, Any]]:
-    """The masters in two groups: decayed, and not decayed; `names` and `decayed` tell which is which."""
+Rates = Callable[[str], float]
+"""Name of a weight -> what its learning rate is of the run's."""
+
+
+def parameter_groups(weights: Weights, weight_decay: float, rates: Rates = lambda _: 1.0) -> list[dict[str, Any]]:
+    """The masters in groups of one learning rate, decayed or not: `names`, `rate` and `decayed` tell which is which."""
     exempt = set().union(*(undecayed(module) for module in weights.modules))
-    groups = []
+    members: dict[tuple[bool, float], list[str]] = {}
     for decayed in (True, False):
-        names = [name for name in weights.masters if (name not in exempt) == decayed]
-        if names:
-            groups.append(
-                {
-                    "params": [weights.masters[name] for name in names],
-                    "names": names,
-                    "weight_decay": weight_decay if decayed else 0.0,
-                    "decayed": decayed,
-                }
-            )
-    return groups
+        for name in weights.masters:
+            if (name not in exempt) == decayed:
+                members.setdefault((decayed, rates(name)), []).append(name)
+    return [
+        {
+            "params": [weights.masters[name] for name in names],
+            "names": names,
+            "weight_decay": weight_decay if decayed else 0.0,
+            "decayed": decayed,
+            "rate": rate,
+        }
+        for (decayed, rate), names in members.items()
+    ]
 
 
 Lengths = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
@@ -53,18 +59,19 @@ def local_lengths(masters: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[
 
 
 def make_optimizer(
-    weights: Weights, options: OptimizerOptions, *, lengths: Lengths = local_lengths
+    weights: Weights, options: OptimizerOptions, *, lengths: Lengths = local_lengths, rates: Rates = lambda _: 1.0
 ) -> torch.optim.Optimizer:
     """The optimizer of --optimizer over the weights' masters.
 
     Args:
         lengths: norms of whole tensors, where processes share them.
+        rates: of weights that learn faster or slower than others.
 
     Raises:
         ValueError: the model has nothing to train.
     """
     start = options.start_weight_decay
-    groups = parameter_groups(weights, options.weight_decay if start is None else start)
+    groups = parameter_groups(weights, options.weight_decay if start is None else start, rates)
     if not groups:
         raise ValueError("the model has no weights to train: every parameter has requires_grad=False")
     betas = (options.adam_beta1, options.adam_beta2)

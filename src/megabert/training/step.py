@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megabert.training.engine import Alone, Engine, Exchange, LocalEngine
 from megabert.training.objective import Batch, Objective
-from megabert.training.optim import make_optimizer
+from megabert.training.optim import Rates, make_optimizer
 from megabert.training.options import TrainingOptions
 from megabert.training.precision import Weights
 from megabert.training.scaler import Scaler, make_scaler
@@ -92,7 +92,7 @@ class TrainingStep:
         zeros = self._zeros() if self.count_zeros else None
         if not skipped:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["rate"]
                 if group["decayed"] and weight_decay is not None:
                     group["weight_decay"] = weight_decay
             self._update(gradients, norm / scale)
@@ -156,11 +156,19 @@ class TrainingStep:
 
 
 def make_step(
-    model: nn.Module, objective: Objective, options: TrainingOptions, *, device: torch.device | None = None
+    model: nn.Module,
+    objective: Objective,
+    options: TrainingOptions,
+    *,
+    device: torch.device | None = None,
+    rates: Rates = lambda _: 1.0,
 ) -> TrainingStep:
     """A step with the weights, optimizer and loss scale that the options ask for.
 
     The model is moved to `device` (left out: it stays where it is) and converted in place.
+
+    Args:
+        rates: of weights that learn faster or slower than others.
 
     Raises:
         ValueError: options that exclude each other, or a model with nothing to train.
@@ -172,7 +180,7 @@ def make_step(
     return TrainingStep(
         weights,
         objective,
-        make_optimizer(weights, options),
+        make_optimizer(weights, options, rates=rates),
         make_scaler(options),
         engine=engine,
         exchange=Alone(weights),

@@ -5,6 +5,8 @@
       --train-file train.tsv --validation-file devel.tsv --test-file test.tsv --save runs/ner
   megabert finetune mnli --model iter_0080000 --tokenizer bert-large-uncased --train-file train.tsv \\
       --validation-file dev_matched.tsv --bf16 --seeds 5
+  torchrun --nproc-per-node 2 -m megabert finetune mnli --model iter_0080000 --tokenizer bert-large-uncased \\
+      --train-file train.tsv --validation-file dev_matched.tsv --tensor-model-parallel-size 2
 
 The run folder then holds model/, scores.json, predictions.jsonl and report.html, a page that shows them; `megabert
 evaluate` and `megabert predict` take it.

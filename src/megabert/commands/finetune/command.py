@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from megabert import config as configuration
 from megabert.commands.finetune.parts import (
@@ -16,18 +18,25 @@ from megabert.commands.finetune.parts import (
     identity_of,
     model_for,
     tokenizer_for,
-    with_interval,
 )
 from megabert.commands.finetune.results import described, say, score, summarise
 from megabert.config import option
+from megabert.models.options import RecomputeOptions
+from megabert.parallel.options import ParallelOptions
+from megabert.serving.options import TuningOptions, check_tuning
 from megabert.tasks.options import TaskOptions, chosen
 from megabert.training.options import BatchOptions, OptimizerOptions, RunOptions, TrainingOptions, other_default
+
+if TYPE_CHECKING:
+    import torch
+
+    from megabert.training.distributed import World
 
 SUMMARY = "teach a pretrained encoder a task: questions, classes, entities, GLUE"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TaskOptions, TrainingOptions):
+class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, ParallelOptions):
     """The command."""
 
     task: str = option(dataclasses.MISSING, "what to teach: a kind of task, or the name of a data set", positional=True)
@@ -98,19 +107,30 @@ def run(config: Config) -> None:
         ValueError, OSError: as told by the part that found it.
     """
     _check(config)
+    from megabert.serving.crew import joined
+
+    with joined(config, os.environ, config.device) as (world, device):
+        _run_all(config, world, device)
+
+
+def _run_all(config: Config, world: World | None, device: torch.device) -> None:
+    """Each seed, one after the other."""
     folder = config.save or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}"
+    if world is not None:
+        folder = Path(world.gather(str(folder))[0])
     if config.seeds == 1:
-        _run_one(dataclasses.replace(config, save=folder), folder)
+        _run_one(dataclasses.replace(config, save=folder), folder, world, device)
         return
     found = []
     for seed in range(config.seed, config.seed + config.seeds):
         place = folder / f"seed-{seed}"
         print(f"seed {seed}", flush=True)
-        scores = _run_one(dataclasses.replace(config, save=place, seed=seed, seeds=1), place)
+        scores = _run_one(dataclasses.replace(config, save=place, seed=seed, seeds=1), place, world, device)
         if scores is None:
             return  # stopped; the same command goes on
         found.append(scores)
-    summarise(config, found, folder)
+    if world is None or world.rank == 0:
+        summarise(config, found, folder)
 
 
 def _check(config: Config) -> None:
@@ -119,6 +139,7 @@ def _check(config: Config) -> None:
     from megabert.training.options import check_precision
 
     check_precision(config)
+    check_tuning(config)
     catalogue.make(config.task, chosen(config))
     for name in ("model", "train_file"):
         if getattr(config, name) is None:
@@ -129,14 +150,18 @@ def _check(config: Config) -> None:
         raise ValueError("--seeds compares scores: a --validation-file or a --test-file is needed")
 
 
-def _run_one(config: Config, folder: Path) -> dict[str, Any] | None:
+def _run_one(config: Config, folder: Path, world: World | None, device: torch.device) -> dict[str, Any] | None:
     """One training from begin to end: its scores, or None when it was stopped before."""
     import torch
 
     from megabert.formats.encoder import check_vocabulary, open_encoder
-    from megabert.serving.fine_tuned import chosen_device
+    from megabert.models.bert.recompute import recomputation_of, set_recomputation
+    from megabert.serving.crew import crew_for
     from megabert.serving.tuning import Tuning
 
+    if config.resume == "never" and any((folder / "checkpoints").glob("step-*")):
+        raise ValueError(f"--resume never: {folder} already holds checkpoints; choose another --save folder, or say "
+                         "--resume auto to go on from them")  # fmt: skip
     # The examples first: what is wrong with them is told before a large checkpoint is read.
     task, found = examples_of(config)
     encoder = open_encoder(str(config.model), config.num_attention_heads, config.config_file)
@@ -145,18 +170,24 @@ def _run_one(config: Config, folder: Path) -> dict[str, Any] | None:
     say(f"warning: {warning}" for warning in check_vocabulary(encoder, tokenizer))
     check_length(task, encoder)
     sets = {name: (examples, task.features(examples, tokenizer)) for name, examples in found.items()}
-    device = chosen_device(config.device)
     torch.manual_seed(config.seed)
     model = model_for(config, task, encoder)
     freeze(config, model)
-    config = with_interval(config, len(sets["train"][1]))
+    crew = crew_for(config, world, model.config, longest=task.max_seq_length, device=device)
+    identity = identity_of(config, task, tokenizer, crew.data)
+    if world is not None:
+        from megabert.training.distributed import agree_to_start
+
+        agree_to_start(world, config, identity, device)
+    recomputed = recomputation_of(config, model.config.num_hidden_layers // crew.stages)
 
     folder.mkdir(parents=True, exist_ok=True)
-    say(described(config, task, model, sets))
+    say(described(config, task, model, sets, crew))
     tuning = Tuning(
-        task, model, tokenizer, sets["train"][1], sets.get("validation"), config, folder=folder, device=device,
-        patience=config.patience, group=config.group_by_length, batch_tokens=config.eval_batch_tokens,
-        identity=identity_of(config, task, tokenizer),
+        task, model, tokenizer, sets["train"][1], sets.get("validation"), config, folder=folder, teaching=config,
+        crew=crew, base=str(config.model), patience=config.patience, group=config.group_by_length,
+        batch_tokens=config.eval_batch_tokens, identity=identity,
+        prepare=partial(set_recomputation, chosen=recomputed),
     )  # fmt: skip
     # Another run's folder keeps its run.toml: it is written once the checkpoint there was found to fit.
     comment = f"megabert finetune --config {folder / 'run.toml'}"

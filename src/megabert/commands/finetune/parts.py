@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -91,6 +90,8 @@ def model_for(config: Config, task: Task, encoder: Encoder) -> PreTrainedModel:
     keeps = same or (task.head_is_general and encoder.config.get("architectures") == [task.head])
     chosen_head = {name: getattr(config, name) for name in _HEAD if getattr(config, name) is not None}
     settings |= ({name: encoder.config.get(name) for name in _HEAD} if keeps else {}) | chosen_head
+    dropouts = {"hidden_dropout_prob": config.hidden_dropout, "attention_probs_dropout_prob": config.attention_dropout}
+    settings |= {name: value for name, value in dropouts.items() if value is not None}
     model = class_of(task.head)(MegatronBertConfig(**settings))
     if config.from_scratch:
         say(["--from-scratch: all weights are random"])
@@ -105,7 +106,14 @@ def model_for(config: Config, task: Task, encoder: Encoder) -> PreTrainedModel:
 
 
 def freeze(config: Config, model: PreTrainedModel) -> None:
-    """Leave layers as they are."""
+    """Leave layers as they are.
+
+    Raises:
+        ValueError: more layers than there are, or flags that contradict each other.
+    """
+    if config.lora_rank is not None and (config.freeze_encoder or config.freeze_layers):
+        raise ValueError("--lora-rank leaves all weights of the encoder as they are: leave out --freeze-encoder and "
+                         "--freeze-layers")  # fmt: skip
     encoder = model.get_submodule("bert")
     layers: Any = encoder.get_submodule("encoder.layer")
     if config.freeze_layers > len(layers):
@@ -120,22 +128,29 @@ def freeze(config: Config, model: PreTrainedModel) -> None:
         module.requires_grad_(False)
 
 
-def with_interval(config: Config, rows: int) -> Config:
-    """With --eval-interval in updates: a pass, where it is 0."""
-    from megabert.training.options import rows_of
+def identity_of(config: Config, task: Task, tokenizer: WordPiece, readers: int) -> dict[str, str]:
+    """What a run is made of: its checkpoints go on with nothing else.
 
     return config if config.eval_interval else dataclasses.replace(config, eval_interval=-(-rows // rows_of(config)))
 
 
 def identity_of(config: Config, task: Task, tokenizer: Tokenizer) -> dict[str, str]:
     """What a run is made of: its checkpoints go on with nothing else."""
+    Args:
+        readers: processes that read different rows.
+    """
     assert config.train_file is not None
     settings = json.dumps(task.settings(), sort_keys=True, ensure_ascii=False)
+    if config.batch_tokens is None:
+        batch = f"{config.global_batch_size or config.batch_size * readers}"
+    else:
+        batch = f"{config.global_batch_tokens or config.batch_tokens * readers} places by {config.batch_tokens}"
+    adapter = {} if config.lora_rank is None else {"adapter": f"{config.lora_rank} {' '.join(config.lora_modules)}"}
     return {
         "task": config.task, "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "tokenizer": tokenizer.fingerprint()[:16], "seed": str(config.seed),
         "train file": _digest(config.train_file),
-        "batch size": str(config.batch_size), "group by length": str(config.group_by_length),
+        "batch size": batch, "group by length": str(config.group_by_length), **adapter,
     }  # fmt: skip
 
 

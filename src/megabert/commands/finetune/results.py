@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from megabert.commands.finetune.command import Config
+    from megabert.serving.crew import Crew
     from megabert.serving.fine_tuned import FineTuned
     from megabert.tasks.base import Features, Task
 
 
 def described(
-    config: Config, task: Task, model: PreTrainedModel, sets: dict[str, tuple[list, list[Features]]]
+    config: Config, task: Task, model: PreTrainedModel, sets: dict[str, tuple[list, list[Features]]], crew: Crew
 ) -> Iterator[str]:
     """The run before it begins, as lines for people."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield f"task: {task.name}, {len(task.labels)} labels; {trained / 1e6:.1f} M weights to train"
+    if crew.described:
+        yield crew.described
     yield f"run folder: {config.save}"
     for name, (examples, features) in sets.items():
         cut = len({one.example for one in features if one.cut})
@@ -31,7 +34,10 @@ def described(
 def score(
     config: Config, step: int, finished: FineTuned, sets: dict[str, tuple[list, list[Features]]], folder: Path
 ) -> dict[str, Any]:
-    """Score the finished model, write scores.json, predictions and reports, and tell the scores."""
+    """Score the finished model, write scores.json, predictions and reports, and tell the scores.
+
+    Of several processes, which all call this, the first one writes.
+    """
     from megabert.serving import fine_tuned
     from megabert.serving.page import write_report
 
@@ -43,15 +49,18 @@ def score(
         answers = finished.answer(examples, features)
         scores[name] = finished.task.score(answers.predictions, examples)
         scores[f"{name}_details"] = finished.task.details(answers.predictions, examples)
-        fine_tuned.write_predictions(answers.predictions, folder / file)
-        write_report(
-            folder / file.replace("predictions", "report").replace(".jsonl", ".html"), finished.task,
-            answers.predictions, examples, scores[name], scores[f"{name}_details"], predictions_file=file,
-            facts={"task": config.task, "from": config.model, "file": getattr(config, f"{name}_file"), "update": step},
-            metrics=folder / "metrics.jsonl", best=step,
-        )  # fmt: skip
+        if finished.crew.leads:
+            fine_tuned.write_predictions(answers.predictions, folder / file)
+            write_report(
+                folder / file.replace("predictions", "report").replace(".jsonl", ".html"), finished.task,
+                answers.predictions, examples, scores[name], scores[f"{name}_details"], predictions_file=file,
+                facts={"task": config.task, "from": config.model, "file": getattr(config, f"{name}_file"),
+                       "update": step},
+                metrics=folder / "metrics.jsonl", best=step,
+            )  # fmt: skip
         say([f"{name}: {fine_tuned.shown_scores(scores[name])}"])
-    fine_tuned.write_scores(scores, folder / "scores.json")
+    if finished.crew.leads:
+        fine_tuned.write_scores(scores, folder / "scores.json")
     say([f"model: {folder / 'model'}; scores.json, predictions.jsonl, report.html, metrics.jsonl: {folder}"])
     return scores
 

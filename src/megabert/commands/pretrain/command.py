@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
-from megabert.commands.pretrain.parts import agree, alone, bare_model, layout_for, together
+from megabert.commands.pretrain.parts import alone, bare_model, layout_for, together
 from megabert.commands.pretrain.results import describe, export, test, whole_weights
 from megabert.commands.pretrain.rows import identity_of, indexed_data, named_data, stack_for, tokenizer_for
 from megabert.config import option
@@ -26,9 +26,13 @@ from megabert.training.former_flags import FormerFlags, check_former_flags
 from megabert.training.options import TrainingOptions
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     import torch
 
     from megabert.tokenization.base import Tokenizer
+=======
+    from megabert.tokenization.word_piece import WordPiece
+>>>>>>> room-tuning
     from megabert.training.distributed import World
 
 SUMMARY = "train a Megatron BERT from text or indexed files"
@@ -52,7 +56,7 @@ def run(config: Config) -> None:
     Raises:
         ValueError, OSError: as told by the part that found it.
     """
-    from megabert.training.launch import launched
+    from megabert.training.launch import chosen_device, launched
 
     launch = launched(os.environ)
     if launch is None:
@@ -61,7 +65,7 @@ def run(config: Config) -> None:
 
     from megabert.training.distributed import backend_of, started
 
-    backend = backend_of(config.distributed_backend, _device(config, launch.local_rank))
+    backend = backend_of(config.distributed_backend, chosen_device(config.device, launch.local_rank))
     with started(launch, backend=backend, timeout=timedelta(minutes=config.distributed_timeout_minutes)) as world:
         _train(config, world, launch.local_rank)
 
@@ -82,10 +86,11 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
 
     from megabert.models.bert.config import check_kernel
     from megabert.training import resume
+    from megabert.training.launch import chosen_device
     from megabert.training.loop import Trainer
     from megabert.training.scaler import nothing_learned
 
-    device = _device(config, local_rank)
+    device = chosen_device(config.device, local_rank)
     check_kernel(config.attention_implementation, device, config.attention_dropout)
     # A --load that is not there is said now, not after the text was tokenized.
     resume.beginning(resume.Checkpoints(folder / "checkpoints"), config.load, say=lambda _: None)
@@ -99,7 +104,9 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
             tokenizer.save(folder / "tokenizer")  # where the others look before they train one
     identity = identity_of(config, tokenizer, sources)
     if world is not None:
-        agree(world, config, identity, device)
+        from megabert.training.distributed import agree_to_start
+
+        agree_to_start(world, config, identity, device)
     model = bare_model(config, tokenizer)
     described = list(describe(model, tokenizer, sets, config, device, layout))
     make = partial(alone, device=device) if world is None else partial(together, layout, world, device=device)
@@ -177,19 +184,3 @@ def _check_folder(config: Config, folder: Path) -> None:
                 f"{folder} belongs to another model: {field.name} is {there} there and {here} here; "
                 "choose another --save folder, or give the same value"
             )
-
-
-def _device(config: Config, local_rank: int = 0) -> torch.device:
-    import torch
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no GPU that PyTorch can use")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise ValueError(
-            f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start no more "
-            "processes than that, or say --device cpu"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING
-
-from megabert import config as configuration
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +39,7 @@ def layout_for(config: Config, world: World | None) -> Layout:
     return layout_of(config, processes, sizes(sequence=config.seq_length))
 
 
+<<<<<<< HEAD
 def agree(world: World, config: Config, identity: dict[str, str], device: torch.device) -> None:
     """Refuse processes that were started with other flags, data or code; name those that are far slower."""
     from megabert.training.distributed import code_version
@@ -57,6 +55,9 @@ def agree(world: World, config: Config, identity: dict[str, str], device: torch.
 
 
 def bare_model(config: Config, tokenizer: Tokenizer) -> MegatronBertForPreTraining:
+=======
+def bare_model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
+>>>>>>> room-tuning
     """The model on the meta device: it takes no memory yet."""
     import torch
 

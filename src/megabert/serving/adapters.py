@@ -1,0 +1,64 @@
+"""LoRA: small matrices beside those of the layers, trained in their place, by Hugging Face's PEFT.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from megabert.formats.target import new_folder
+from megabert.serving.options import TuningOptions
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def adapted(model: PreTrainedModel, options: TuningOptions, base: str) -> PeftModel:
+    """Put small matrices into a model, in place: they and the head are what is left to train.
+
+    Args:
+        base: what the model was before, for whoever reads the adapter.
+
+    Returns:
+        PEFT's view of the model, which saves the adapter and merges it.
+
+    Raises:
+        ValueError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ValueError("--lora-rank needs PEFT: pip install 'megabert[lora]'") from None
+    assert options.lora_rank is not None
+    names = "|".join(options.lora_modules)
+    config = LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=options.lora_dropout,
+        # In layers only: the pooler, which has a matrix of that name too, is trained whole.
+        target_modules=rf".*encoder\.layer\.\d+\.(?:.+\.)?(?:{names})",
+        modules_to_save=_heads(model),
+    )
+    model.name_or_path = base
+    return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    """The modules above the layers: those with weights outside the encoder, and its pooler."""
+    base = model.base_model
+    heads = [name for name, child in model.named_children() if child is not base and any(child.parameters())]
+    return [*heads, *(["pooler"] if isinstance(getattr(base, "pooler", None), nn.Module) else [])]
+
+
+def write_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the small matrices and the head as a folder that `PeftModel.from_pretrained(base, folder)` reads."""
+    if (folder / "adapter_config.json").is_file():
+        shutil.rmtree(folder)  # of this run, as it was scored before
+    with new_folder(folder) as place:
+        model.save_pretrained(str(place))
