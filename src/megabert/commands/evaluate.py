@@ -2,11 +2,8 @@
 
   megabert evaluate runs/ner --file test.tsv
   megabert evaluate runs/mnli --file dev_matched.tsv dev_mismatched.tsv --output scores/
-<<<<<<< HEAD
   megabert evaluate runs/mnli --labels sports,politics --file test.tsv
-=======
   torchrun --nproc-per-node 2 -m megabert evaluate runs/mnli --file dev_matched.tsv --tensor-model-parallel-size 2
->>>>>>> room-tuning
 
 Every example is scored, once. Scores are printed, and written to scores.json with tables by class; predictions.jsonl
 holds what was said about each example, and report.html shows all of it in a browser.
@@ -21,26 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from megabert.config import option
-<<<<<<< HEAD
-from megabert.tasks.options import ZeroShotOptions
-=======
 from megabert.parallel.options import ParallelOptions
+from megabert.tasks.options import ZeroShotOptions
 
 if TYPE_CHECKING:
     import torch
 
     from megabert.training.distributed import World
->>>>>>> room-tuning
 
 SUMMARY = "score a fine-tuned model on a file of examples"
 
 
 @dataclass(frozen=True, kw_only=True)
-<<<<<<< HEAD
-class Config(ZeroShotOptions):
-=======
-class Config(ParallelOptions):
->>>>>>> room-tuning
+class Config(ZeroShotOptions, ParallelOptions):
     """The command."""
 
     model: Path = option(dataclasses.MISSING, "a run folder of finetune, or its model/", positional=True)

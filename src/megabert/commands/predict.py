@@ -29,11 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert.config import option
-<<<<<<< HEAD
-from megabert.tasks.options import ZeroShotOptions
-=======
 from megabert.parallel.options import ParallelOptions
->>>>>>> room-tuning
+from megabert.tasks.options import ZeroShotOptions
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +47,7 @@ _TOGETHER = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-<<<<<<< HEAD
-class Config(ZeroShotOptions):
-=======
-class Config(ParallelOptions):
->>>>>>> room-tuning
+class Config(ZeroShotOptions, ParallelOptions):
     """The command."""
 
     task: str = option(

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
-<<<<<<< HEAD
 import time
-=======
 from collections.abc import Iterable, Iterator
->>>>>>> room-tokenizers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,7 +27,7 @@ from megabert.tokenization.options import TokenizerOptions
 
 if TYPE_CHECKING:
     from megabert.data.preprocess import Progress
-    from megabert.tokenization.word_piece import WordPiece
+    from megabert.tokenization.base import Tokenizer
 
 SUMMARY = "turn text into indexed token files (.bin and .idx)"
 
@@ -119,14 +116,11 @@ def run(config: Config) -> None:
         raise ValueError(
             "--tokenizer is missing: name a vocab.txt, a tokenizer folder, or a name such as bert-large-uncased"
         )
-<<<<<<< HEAD
+    if tokenizer is None:
+        tokenizer = chosen.train_tokenizer(config, _texts(inputs, config))
     if config.to != "indexed" and len(config.input) == 1 and (made := find_prefix(config.input[0])) is not None:
         _write_samples(made, tokenizer, prefix, config)
         return
-=======
-    if tokenizer is None:
-        tokenizer = chosen.train_tokenizer(config, _texts(inputs, config))
->>>>>>> room-tokenizers
     reading = Reading(
         text_key=config.text_key, loose_json=config.loose_json or None, language=config.lang,
         presplit=config.presplit_sentences, split_sentences=config.split_sentences,
@@ -149,7 +143,7 @@ def run(config: Config) -> None:
         _write_samples(prefix, tokenizer, prefix, config)
 
 
-def _write_samples(indexed: Path, tokenizer: WordPiece, output: Path, config: Config) -> None:
+def _write_samples(indexed: Path, tokenizer: Tokenizer, output: Path, config: Config) -> None:
     from megabert.data import stored_writer
     from megabert.data.indexed import IndexedData
     from megabert.data.samples import Vocabulary

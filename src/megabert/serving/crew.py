@@ -191,13 +191,14 @@ def crew_for(options: ParallelOptions, world: World | None, config: Any, *, long
     Raises:
         ValueError: the model does not divide so.
     """
-    from megabert.parallel.mesh import layout_of
+    from megabert.parallel.mesh import Sizes, layout_of
 
     tensor = options.tensor_model_parallel_size
-    layout = layout_of(
-        options, world.size if world else 1, layers=config.num_hidden_layers, heads=config.num_attention_heads,
+    sizes = Sizes(
+        layers=config.num_hidden_layers, heads=config.num_attention_heads, hidden=config.hidden_size,
         intermediate=config.intermediate_size, sequence=-(-longest // tensor) * tensor,
     )  # fmt: skip
+    layout = layout_of(options, world.size if world else 1, sizes)
     if world is None:
         return Solo(device)
     return Together(world, layout, device, layers=config.num_hidden_layers, overlap=options.overlap_grad_reduce)

@@ -20,7 +20,7 @@ from megabert.formats.encoder import fill, open_encoder
 from megabert.formats.open import look, model_folder
 from megabert.models.auto import class_of
 from megabert.parallel.options import ParallelOptions
-from megabert.serving.crew import Crew, Solo, crew_for
+from megabert.serving.crew import Crew, Solo
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Prediction, Task
 from megabert.tasks.rows import by_length, padded

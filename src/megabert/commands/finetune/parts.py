@@ -128,14 +128,9 @@ def freeze(config: Config, model: PreTrainedModel) -> None:
         module.requires_grad_(False)
 
 
-def identity_of(config: Config, task: Task, tokenizer: WordPiece, readers: int) -> dict[str, str]:
+def identity_of(config: Config, task: Task, tokenizer: Tokenizer, readers: int) -> dict[str, str]:
     """What a run is made of: its checkpoints go on with nothing else.
 
-    return config if config.eval_interval else dataclasses.replace(config, eval_interval=-(-rows // rows_of(config)))
-
-
-def identity_of(config: Config, task: Task, tokenizer: Tokenizer) -> dict[str, str]:
-    """What a run is made of: its checkpoints go on with nothing else."""
     Args:
         readers: processes that read different rows.
     """

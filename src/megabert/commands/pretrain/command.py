@@ -26,13 +26,7 @@ from megabert.training.former_flags import FormerFlags, check_former_flags
 from megabert.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    import torch
-
     from megabert.tokenization.base import Tokenizer
-=======
-    from megabert.tokenization.word_piece import WordPiece
->>>>>>> room-tuning
     from megabert.training.distributed import World
 
 SUMMARY = "train a Megatron BERT from text or indexed files"

@@ -39,25 +39,7 @@ def layout_for(config: Config, world: World | None) -> Layout:
     return layout_of(config, processes, sizes(sequence=config.seq_length))
 
 
-<<<<<<< HEAD
-def agree(world: World, config: Config, identity: dict[str, str], device: torch.device) -> None:
-    """Refuse processes that were started with other flags, data or code; name those that are far slower."""
-    from megabert.training.distributed import code_version
-
-    flags = {
-        f"--{configuration.flag_name(field.name)}": str(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if field.name != "local_rank"
-    }
-    world.agree({**flags, **identity, **code_version()})
-    for line in world.slow_ranks(device):
-        print(line, flush=True)
-
-
 def bare_model(config: Config, tokenizer: Tokenizer) -> MegatronBertForPreTraining:
-=======
-def bare_model(config: Config, tokenizer: WordPiece) -> MegatronBertForPreTraining:
->>>>>>> room-tuning
     """The model on the meta device: it takes no memory yet."""
     import torch
 
