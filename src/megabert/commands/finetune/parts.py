@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from megabert.tokenization.word_piece import WordPiece
 
 
+_HEAD = ("head_layers", "head_dropout")
+"""Fields of a config that belong to the head; a head that starts afresh does not inherit them."""
+
+
 def examples_of(config: Config) -> tuple[Task, dict[str, list]]:
     """The task as the training file shows it, and the examples of all files."""
     from megabert.tasks import catalogue
@@ -78,17 +82,20 @@ def model_for(config: Config, task: Task, encoder: Encoder) -> PreTrainedModel:
     before = encoder.config.get(KEPT_AS) or {}
     same = before.get("task") == task.name and tuple(before.get("labels", ())) == task.labels
     labels = dict(enumerate(task.labels)) if task.labels else {at: f"LABEL_{at}" for at in range(task.outputs)}
-    settings = {name: value for name, value in encoder.config.items()
-                if name not in ("id2label", "label2id", "num_labels", "problem_type", "architectures")}  # fmt: skip
+    own = ("id2label", "label2id", "num_labels", "problem_type", "architectures", *_HEAD)
+    settings = {name: value for name, value in encoder.config.items() if name not in own}
     settings |= {
         "id2label": labels, "label2id": {label: number for number, label in labels.items()},
         "problem_type": task.problem_type, "architectures": [task.head], KEPT_AS: catalogue.kept(task),
     }  # fmt: skip
+    keeps = same or (task.head_is_general and encoder.config.get("architectures") == [task.head])
+    chosen_head = {name: getattr(config, name) for name in _HEAD if getattr(config, name) is not None}
+    settings |= ({name: encoder.config.get(name) for name in _HEAD} if keeps else {}) | chosen_head
     model = class_of(task.head)(MegatronBertConfig(**settings))
     if config.from_scratch:
         say(["--from-scratch: all weights are random"])
         return model
-    fresh, left = fill(model, encoder, head=task.fresh, keep_head=same or task.head_is_general)
+    fresh, left = fill(model, encoder, head=task.fresh, keep_head=keeps)
     if fresh:
         say([f"fresh, with random weights: {', '.join(fresh)}"])
     if left:
