@@ -295,7 +295,12 @@ def saved_in_parts(layout):
         step, _, _ = parallel_step(layout, dropout=0.2, prepare=prepare)
         with pytest.MonkeyPatch.context() as patch:
             gather = saved.gathered
-            patch.setattr(saved, "gathered", lambda part, group, gather=gather: shapes.append(len(part)) or gather(part, group))
+
+            def counted(part, group, gather=gather):
+                shapes.append(len(part))
+                return gather(part, group)
+
+            patch.setattr(saved, "gathered", counted)
             step.accumulate(micro_batches(0, layout))
         found.append({name: master.grad.clone() for name, master in step.weights.masters.items()})
     assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
