@@ -55,8 +55,8 @@ def indexed_data(
         for field, what in named.items()
     }
     sets = make_sets(
-        dataclasses.replace(config, data_cache_path=cache), tokenizer, seed=config.seed, train=indexed["train_data"], valid=indexed["valid_data"],
-        test=indexed["test_data"],
+        dataclasses.replace(config, data_cache_path=cache), tokenizer, seed=config.seed, train=indexed["train_data"],
+        valid=indexed["valid_data"], test=indexed["test_data"],
     )  # fmt: skip
     return indexed, sets
 
