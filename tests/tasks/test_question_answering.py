@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from megabert.tasks.question_answering import QuestionAnswering, _best
+from megabert.tasks.squad_files import Paragraph, Question
 
 CONTEXT = "Paris is the capital of a  city, and London is the city of \u00fcb."
 
@@ -135,3 +136,25 @@ def test_lines_and_typed_questions(tokenizer, write):
     assert typed.context == CONTEXT
     with pytest.raises(ValueError, match="this model reads two texts"):
         task.asked([("city?",)], "--text")
+
+
+def test_answers_are_marked_for_people():
+    task = QuestionAnswering(no_answer=True)
+    context = Paragraph("Ada saw the city of Paris.")
+    right, none = [("Paris", 20), ("the city of Paris", 8)], []
+    examples = [
+        Question(id=str(n), place="f", question="where?", paragraph=context, answers=answers, answered=True)
+        for n, answers in enumerate((right, right, none))
+    ]
+    said = [
+        {"text": "the city", "start": 8, "end": 16, "probability": 0.9},
+        {"text": "Paris", "start": 20, "end": 25, "probability": 0.8},
+        {"text": "", "start": 0, "end": 0, "probability": 0.7},
+    ]
+    half, whole, empty = task.cases(said, examples)
+    assert half.right is False and half.off == pytest.approx(0.5) and half.gold == "Paris | the city of Paris"
+    assert [(mark.start, mark.end, mark.side) for mark in half.passages[1].marks] == [
+        (8, 16, "said"), (8, 25, "gold"), (20, 25, "gold"),
+    ]  # fmt: skip
+    assert whole.right is True and whole.off == 0 and list(whole.beliefs) == [(0.8, True)]
+    assert empty.right is True and (empty.gold, empty.said) == ("no answer", "no answer")

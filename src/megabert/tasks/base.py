@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from megabert.tasks import cases
+from megabert.tasks.cases import Case
 from megabert.tokenization.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -191,6 +193,10 @@ class Task(ABC):
     def details(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> dict[str, Any]:
         """Tables beside the scores: classes one by one, confusion; plain values."""
         return {}
+
+    def cases(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> list[Case]:
+        """Each prediction beside what is right, for people to look at: a label of a text, unless a task says more."""
+        return [cases.of_label(prediction) for prediction in predictions]
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain values."""

@@ -13,6 +13,7 @@ import numpy as np
 from megabert.metrics import classification
 from megabert.tasks import readers
 from megabert.tasks.base import Example, Features, Prediction, Task, cut_pair, pair_of, softmax
+from megabert.tasks.cases import Case, of_choice
 from megabert.tasks.readers import Record
 from megabert.tokenization.base import Tokenizer
 
@@ -137,6 +138,9 @@ class MultipleChoice(Task):
         """The share of right choices."""
         right = [example.right for example in examples]
         return {"accuracy": classification.accuracy(right, [prediction["choice"] for prediction in predictions])}
+
+    def cases(self, predictions: Sequence[Prediction], examples: Sequence[ChoiceExample]) -> list[Case]:  # noqa: D102
+        return [of_choice(prediction) for prediction in predictions]
 
 
 def _stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]], pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

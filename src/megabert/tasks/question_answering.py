@@ -17,6 +17,7 @@ import numpy as np
 from megabert.metrics import spans
 from megabert.tasks import squad_files
 from megabert.tasks.base import Features, Prediction, Task, pair_of, softmax
+from megabert.tasks.cases import Case, Mark, Passage
 from megabert.tasks.squad_files import Paragraph, Question
 from megabert.tokenization.base import Tokenizer
 
@@ -250,6 +251,26 @@ class QuestionAnswering(Task):
             searched = spans.squad2(best, answers, nulls)
             scores |= {name: value for name, value in searched.items() if name.startswith("best_")}
         return scores | nemo
+
+    def cases(self, predictions: Sequence[Prediction], examples: Sequence[Question]) -> list[Case]:
+        """Answers marked in the text; right is an exact match, off is what is missing of F1."""
+        return [_case(said, example) for said, example in zip(predictions, examples, strict=True)]
+
+
+def _case(said: Prediction, example: Question) -> Case:
+    golds = [text for text, _ in example.answers] or [""]
+    marks = {Mark(start, start + len(text), "answer", "gold") for text, start in example.answers}
+    if said["text"]:
+        marks.add(Mark(said["start"], said["end"], "answer", "said"))
+    right = any(spans.exact_match(said["text"], gold) for gold in golds) if example.answered else None
+    f1 = max(spans.overlap_f1(said["text"], gold, empty_matches=True) for gold in golds)
+    return Case(
+        id=example.id, gold=" | ".join(dict.fromkeys(golds)) or "no answer" if example.answered else None,
+        passages=[Passage(name="question", text=example.question),
+                  Passage(name="text", text=example.context, marks=sorted(marks))],
+        said=said["text"] or "no answer", right=right, off=1 - f1 if example.answered else 0.0,
+        confidence=said["probability"], beliefs=[] if right is None else [(said["probability"], right)],
+    )  # fmt: skip
 
 
 def _answers(examples: Sequence[Question]) -> dict[str, list[str]]:

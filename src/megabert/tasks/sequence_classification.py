@@ -15,6 +15,7 @@ import numpy as np
 from megabert.metrics import classification
 from megabert.tasks import readers
 from megabert.tasks.base import Example, Features, Prediction, Task, cut_pair, pair_of, softmax, unknown_label
+from megabert.tasks.cases import Case, of_number
 from megabert.tasks.readers import Record
 from megabert.tokenization.base import Tokenizer
 
@@ -286,6 +287,9 @@ class Regression(SequenceClassification):
     def details(self, predictions: Sequence[Prediction], examples: Sequence[TextExample]) -> dict[str, Any]:
         """None."""
         return {}
+
+    def cases(self, predictions: Sequence[Prediction], examples: Sequence[TextExample]) -> list[Case]:  # noqa: D102
+        return [of_number(prediction) for prediction in predictions]
 
 
 def _by_value(label: str) -> tuple[int, float, str]:

@@ -15,6 +15,7 @@ import numpy as np
 from megabert.metrics import classification, entities
 from megabert.tasks import readers
 from megabert.tasks.base import NO_LABEL, Example, Features, Prediction, Task, pair_of, softmax, unknown_label
+from megabert.tasks.cases import Case, of_tags
 from megabert.tasks.readers import Tagged
 from megabert.tokenization.base import Tokenizer
 
@@ -246,6 +247,15 @@ class TokenClassification(Task):
             "per_class": {kind: one._asdict() for kind, one in scores.by_type.items()},
             "confusion": classification.confusion(*flat, self.labels),
         }
+
+    def cases(self, predictions: Sequence[Prediction], examples: Sequence[WordsExample]) -> list[Case]:
+        """Entities of the data and of the model, marked in the text; each word is a decision."""
+        scheme = self._scheme()
+        return [
+            of_tags(said, example.offsets, entities.spans_of(example.tags, scheme) if example.tags else None,
+                    entities.spans_of(said["labels"], scheme))
+            for said, example in zip(predictions, examples, strict=True)
+        ]  # fmt: skip
 
 
 def windows(lengths: Sequence[int], room: int, stride: int) -> list[tuple[int, int, int, int]]:
