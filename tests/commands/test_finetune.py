@@ -84,6 +84,8 @@ def test_a_classifier_learns_and_tells_its_scores(classifier):
     assert right == pytest.approx(found["validation"]["accuracy"])
     steps = [line["step"] for line in scores(classifier)]
     assert steps == [15, 30, 45, 60]  # after each pass
+    page = (classifier / "report.html").read_text()
+    assert f"{sum(one['label'] == one['gold'] for one in predictions)} of 41" in page and "<h2>Training</h2>" in page
     best = max(scores(classifier), key=lambda line: line["valid_accuracy"])
     assert best["valid_accuracy"] == found["validation"]["accuracy"] and best["step"] == found["step"]
 
@@ -108,6 +110,7 @@ def test_evaluate_scores_every_example_as_training_did(classifier, data, tmp_pat
         assert found["examples"] == 41
         assert found["scores"] == json.loads((classifier / "scores.json").read_text())["validation"]
         assert "accuracy" in capsys.readouterr().out
+        assert "<h2>Training</h2>" in (output / "dev" / "report.html").read_text()
 
 
 def test_predict(classifier, data, tmp_path, capsys):

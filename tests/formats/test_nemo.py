@@ -264,33 +264,102 @@ def test_distributed_weights_inside_an_archive_are_read_in_place(tmp_path, folde
         nemo.read(archive_of(tmp_path / "x.nemo", members))
 
 
+def task_archive(path, target, layers, *, classes=2, more=b"", members=None):
+    """A fine-tuned model as NeMo 1.0 writes it."""
+    tensors = made.weights(parts=("tokentypes",))
+    state = legacy_state(tensors, 4, "v0")
+    generator = torch.Generator().manual_seed(1)
+    for number in range(layers):
+        outputs = classes if number == layers - 1 else 16
+        for leaf, shape in (("weight", (outputs, 16)), ("bias", (outputs,))):
+            state[f"classifier.mlp.layer{2 * number}.{leaf}"] = torch.randn(shape, generator=generator)
+    config = f"target: nemo.collections.nlp.models.x.{target}\n".encode() + more
+    given = {"model_config.yaml": config, "c_encoder_config.json": ENCODER, "model_weights.ckpt": state}
+    return archive_of(path, {**given, **(members or {})}), state, tensors
+
+
 @pytest.mark.parametrize(
     ("target", "layers", "names"),
     [
         ("TokenClassificationModel", 1, {"classifier.weight", "classifier.bias"}),
         ("QAModel", 1, {"qa_outputs.weight", "qa_outputs.bias"}),
-        ("TokenClassificationModel", 2, set()),
-        ("TextClassificationModel", 1, set()),
+        ("TokenClassificationModel", 2,
+         {f"classifier.mlp.layer{n}.{leaf}" for n in (0, 2) for leaf in ("weight", "bias")}),
+        ("TextClassificationModel", 1, {"classifier.mlp.layer0.weight", "classifier.mlp.layer0.bias"}),
+        ("QAModel", 3, {f"qa_outputs.mlp.layer{n}.{leaf}" for n in (0, 2, 4) for leaf in ("weight", "bias")}),
+        ("GLUEModel", 2, set()),
     ],
-)
+)  # fmt: skip
 def test_heads_of_tasks(tmp_path, target, layers, names):
-    tensors = made.weights(parts=("tokentypes",))
-    state = legacy_state(tensors, 4, "v0")
-    for number in range(layers):
-        state[f"classifier.mlp.layer{2 * number}.weight"] = torch.ones(2, 16)
-        state[f"classifier.mlp.layer{2 * number}.bias"] = torch.ones(2)
-    config = f"target: nemo.collections.nlp.models.x.{target}\n".encode()
-    members = {"model_config.yaml": config, "c_encoder_config.json": ENCODER, "model_weights.ckpt": state}
-    read = nemo.read(archive_of(tmp_path / "x.nemo", members))
+    path, _, tensors = task_archive(tmp_path / "x.nemo", target, layers)
+    read = nemo.read(path)
     assert set(read.tensors) - set(tensors) == names
     said = [note for note in read.notes if "left out, a task's head" in note]
     assert bool(said) == (not names)
     if not names:
-        assert "classifier.mlp.layer0.weight" in said[0]
-        assert ("reads a pooler's output" if target[:4] == "Text" else "2 layers with ReLU") in said[0]
-    if names:
+        assert "classifier.mlp.layer0.weight" in said[0] and "GLUEModel has no counterpart" in said[0]
+    else:
         assert read.config["num_labels"] == 2
-        assert target[:2] in read.config["architectures"][0] or "Question" in read.config["architectures"][0]
+        assert target[:2] in read.config["architectures"][0] or target[:4] in ("QAMo", "Text")
+        plain = layers == 1 and target[:4] != "Text"
+        assert read.config.get("head_layers") == (None if plain else layers)
+
+
+@pytest.mark.parametrize("ranks", [{}, {"tensor": 2}, {"ranks": True, "generation": "2021-05"}])
+def test_a_taught_model_comes_back_bit_for_bit(tmp_path, ranks):
+    labels = {"0123456789abcdef0123456789abcdef_label_ids.csv": b"O\nB\nI\n"}
+    more = (b"dataset: {max_seq_length: 11, ignore_extra_tokens: false}\nhead: {fc_dropout: 0.5, activation: relu}\n"
+            b"class_labels: {class_labels_file: 'nemo:0123456789abcdef0123456789abcdef_label_ids.csv'}\n")  # fmt: skip
+    path, _, _ = task_archive(tmp_path / "x.nemo", "TokenClassificationModel", 2, classes=3, more=more, members=labels)
+    read = nemo.read(path)
+    assert read.config["fine_tuned"] == {"task": "token-classification", "labels": ["O", "B", "I"], "scheme": "iob2",
+                                         "max_seq_length": 11, "label_pieces": "all"}  # fmt: skip
+    assert read.config["id2label"] == {"0": "O", "1": "B", "2": "I"} and read.config["head_dropout"] == 0.5
+    write(read, tmp_path / "again.nemo", **ranks)
+    names = names_in(tmp_path / "again.nemo")
+    assert any(name.endswith("label_ids.csv") for name in names)
+    assert ("mp_rank_00/model_weights.ckpt" in names) == bool(ranks)
+    again = nemo.read(tmp_path / "again.nemo")
+    made.assert_equal(again.tensors, {name: tensor.load() for name, tensor in read.tensors.items()})
+    assert again.config == read.config
+    with pytest.raises(ValueError, match="--nemo-generation"):
+        write(read, tmp_path / "third.nemo", generation="1.7")
+
+
+def test_labels_that_do_not_fit_are_refused(tmp_path):
+    more = b"label_ids: {O: 0, B: 1, I: 2}\n"
+    path, _, _ = task_archive(tmp_path / "x.nemo", "TokenClassificationModel", 2, classes=2, more=more)
+    with pytest.raises(ValueError, match="3 labels, but the head has 2 outputs"):
+        nemo.read(path)
+
+
+def test_the_run_of_the_documents_is_found_by_any_of_its_paths(tmp_path):
+    """`checkpoints/mp_rank_0X/mp_autoresume-last.ckpt`, with the hyper-parameters of the log folder beside."""
+    tensors = made.weights(parts=("tokentypes",))
+    log = tmp_path / "text_class"
+    for rank in range(2):
+        folder = log / "checkpoints" / f"mp_rank_{rank:02d}"
+        folder.mkdir(parents=True)
+        state = legacy_state(_share(tensors, rank), 2, "v0")
+        state |= {"classifier.mlp.layer0.weight": torch.ones(3, 16), "classifier.mlp.layer0.bias": torch.ones(3)}
+        content = {"state_dict": state, "pytorch-lightning_version": "1.2.10", "checkpoint_version": 0}
+        torch.save(content, folder / "mp_autoresume-last.ckpt")
+        for loss, epoch in (("0.35", 0), ("0.38", 1)):
+            torch.save(content, folder / f"mp_autoresume---val_loss={loss}-epoch={epoch}.ckpt")
+    (log / "hparams.yaml").write_text(
+        "cfg:\n  language_model: {config: {hidden_size: 16, num_attention_heads: 4, num_layers: 2}}\n"
+        "  classifier_head: {num_output_layers: 1, fc_dropout: 0.1}\n  dataset: {num_classes: 3, max_seq_length: 9}\n"
+    )
+    named = [log, log / "checkpoints", log / "checkpoints" / "mp_rank_01" / "mp_autoresume-last.ckpt"]
+    for path in (*named, log / "checkpoints" / "mp_rank_00" / "mp_autoresume---val_loss=0.38-epoch=1.ckpt"):
+        read = checkpoints.open_checkpoint(path)
+        made.assert_equal({name: tensor for name, tensor in read.tensors.items() if name in tensors}, tensors)
+        assert read.config["num_attention_heads"] == 4
+        kept = read.config["fine_tuned"]
+        assert kept["labels"] == ["0", "1", "2"] and kept["max_seq_length"] == 9
+    (log / "checkpoints" / "mp_rank_01" / "mp_autoresume-last.ckpt").unlink()
+    with pytest.raises(ValueError, match="tensor rank 1"):
+        checkpoints.open_checkpoint(log / "checkpoints" / "mp_rank_00" / "mp_autoresume-last.ckpt")
 
 
 def test_what_is_wrong_is_named(tmp_path):

@@ -33,6 +33,8 @@ def test_warm_up_starts_at_zero_and_reaches_the_highest_rate():
         ("constant", 1_000_000, 1.0),
         ("inverse-square-root", 400, 0.5),
         ("inverse-square-root", 1101, 0.1),
+        ("square-root", 850, 0.1 + 0.9 * 0.5),
+        ("square", 600, 0.1 + 0.9 * 0.25),
         ("exponential", 1100, 0.5 ** (1000 / 1100)),
         ("exponential", 9000, 0.5 ** (1000 / 1100)),
     ],

@@ -76,10 +76,10 @@ class TargetOptions:
     transformer_impl: Literal["transformer_engine", "local"] = option(
         "transformer_engine", "names of --to megatron-core --ckpt-format torch"
     )
-    nemo_generation: Literal["1.7", "1.0", "2021-05"] = option(
-        "1.7",
+    nemo_generation: Literal["1.7", "1.0", "2021-05"] | None = option(
+        None,
         "members and names of --to nemo: 1.7 is a MegatronBertModel of NeMo 1.7 to 1.23, 1.0 a task's model of 1.0 to "
-        "1.4, 2021-05 the layout that was documented first",
+        "1.4, 2021-05 the layout that was documented first; left out, 1.0 for a model that was taught a task, else 1.7",
     )
     nemo_ranks: bool = option(False, "a folder of each rank in --to nemo, also where there is only one")
     make_vocab_size_divisible_by: int = option(

@@ -5,7 +5,7 @@
   megabert evaluate runs/mnli --labels sports,politics --file test.tsv
 
 Every example is scored, once. Scores are printed, and written to scores.json with tables by class; predictions.jsonl
-holds what was said about each example.
+holds what was said about each example, and report.html shows all of it in a browser.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Config(ZeroShotOptions):
     model: Path = option(dataclasses.MISSING, "a run folder of finetune, or its model/", positional=True)
     file: tuple[Path, ...] = option((), "examples with answers, as for training", example="test.tsv")
     output: Path | None = option(
-        None, "folder for scores.json and predictions.jsonl; left out, MODEL/evaluations; a folder for each file",
+        None, "folder for scores.json, predictions.jsonl, report.html; left out, MODEL/evaluations; one for each file",
         metavar="FOLDER", example="scores",
     )  # fmt: skip
     batch_tokens: int = option(8192, "places that go through the model at once, padding included", minimum=8)
@@ -51,6 +51,7 @@ def run(config: Config) -> None:
     import torch
 
     from megabert.serving import fine_tuned
+    from megabert.serving.page import write_report
     from megabert.tasks import zero_shot
 
     model = fine_tuned.FineTuned.from_path(
@@ -68,6 +69,8 @@ def run(config: Config) -> None:
         details = model.task.details(answers.predictions, examples)
         fine_tuned.write_scores({"file": str(file), "examples": len(examples), "scores": scores, "details": details},
                                 folder / "scores.json")  # fmt: skip
+        write_report(folder / "report.html", model.task, answers.predictions, examples, scores, details,
+                     facts={"model": config.model, "file": file}, metrics=config.model / "metrics.jsonl")  # fmt: skip
         print(f"{file}: {len(examples):,} examples")
         if answers.cut:
             print(f"  {answers.cut:,} of them are cut to {model.task.max_seq_length} tokens")

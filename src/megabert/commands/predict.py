@@ -107,7 +107,7 @@ def run(config: Config) -> None:
 
 def _fine_tuned(config: Config) -> None:
     """Answer what a model was fine-tuned for."""
-    from megabert.formats.open import model_folder
+    from megabert.formats.open import find_model
 
     if config.path is not None:
         raise ValueError(
@@ -117,7 +117,7 @@ def _fine_tuned(config: Config) -> None:
     if config.task in _PRETRAINED:
         raise ValueError(f"{config.task} of which model? Its path is missing")
     place = Path(config.task)
-    model_folder(place)
+    find_model(place)
 
     import torch
 

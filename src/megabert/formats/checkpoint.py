@@ -18,6 +18,9 @@ from torch import Tensor
 PRE_LAYERNORM = "megatron-bert"
 POST_LAYERNORM = "bert"
 
+KEPT_AS = "fine_tuned"
+"""The field of a config that holds the task that a model was taught, and its settings."""
+
 _PARTS = {
     "lm_head": "cls.predictions.bias",
     "binary_head": "cls.seq_relationship.weight",
@@ -25,6 +28,8 @@ _PARTS = {
     "tokentypes": "bert.embeddings.token_type_embeddings.weight",
     "question_answering": "qa_outputs.weight",
 }
+_LAYERED = ".mlp.layer0.weight"
+"""How the first matrix of a head of several layers is called."""
 
 
 class LazyTensor:
@@ -108,7 +113,9 @@ class Checkpoint:
         """Which of lm_head, binary_head, pooler, tokentypes, question_answering, classification, multiple_choice,
         token_classification are there."""
         found = [part for part, name in _PARTS.items() if name in self.tensors]
-        if "classifier.weight" in self.tensors:
+        if f"qa_outputs{_LAYERED}" in self.tensors:
+            found.append("question_answering")
+        if "classifier.weight" in self.tensors or f"classifier{_LAYERED}" in self.tensors:
             found.append(self._classifier())
         return tuple(found)
 
@@ -116,7 +123,8 @@ class Checkpoint:
         architecture = " ".join(self.config.get("architectures") or ())
         if "MultipleChoice" in architecture:
             return "multiple_choice"
-        if "TokenClassification" in architecture or "pooler" not in _names_of(self.tensors):
+        layered = f"classifier{_LAYERED}" in self.tensors
+        if "TokenClassification" in architecture or ("pooler" not in _names_of(self.tensors) and not layered):
             return "token_classification"
         return "classification"
 

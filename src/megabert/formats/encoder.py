@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from megabert.formats import config_file, sizes
 from megabert.formats.checkpoint import PRE_LAYERNORM, LazyTensor
 from megabert.formats.checkpoints import open_checkpoint
 from megabert.formats.huggingface_checkpoint import theirs
@@ -42,11 +44,12 @@ class Encoder:
     notes: tuple[str, ...]
 
 
-def open_encoder(source: str, heads: int | None = None) -> Encoder:
+def open_encoder(source: str, heads: int | None = None, file: Path | None = None) -> Encoder:
     """Open a checkpoint by path or name; of a run folder the finished `model/` where there is one.
 
     Args:
         heads: attention heads, for files that do not say how many there are.
+        file: a JSON file with sizes of the encoder, which win where the weights allow it.
 
     Raises:
         ValueError: there is none, it is damaged, or it is of a post-LayerNorm BERT.
@@ -55,13 +58,21 @@ def open_encoder(source: str, heads: int | None = None) -> Encoder:
     path = Path(source).expanduser()
     if (path / "model" / "config.json").is_file():
         path = model_folder(path)
-    checkpoint = open_checkpoint(path if path.exists() else source, heads=heads, optimizer=False)
+    changes, said = config_file.read(file) if file is not None else ({}, [])
+    if heads is not None and changes.setdefault("num_attention_heads", heads) != heads:
+        raise ValueError(f"{heads} attention heads were asked for, but {file} says {changes['num_attention_heads']}")
+    checkpoint = open_checkpoint(
+        path if path.exists() else source, heads=changes.get("num_attention_heads"), optimizer=False
+    )
+    if changes:
+        checkpoint = dataclasses.replace(checkpoint, config={**checkpoint.config, **changes})
+        sizes.check_named(str(file), checkpoint.config, checkpoint.tensors, checkpoint.family)
     if checkpoint.family != PRE_LAYERNORM:
         raise ValueError(f"{source} is a post-LayerNorm BERT, no Megatron BERT; it cannot be fine-tuned here")
     config, tensors, notes = theirs(checkpoint)
     config = {name: value for name, value in config.items() if name not in ("model_type", "dtype", "torch_dtype")}
     tensors = {name if _has_place(name) else f"bert.{name}": tensor for name, tensor in tensors.items()}
-    return Encoder(source, config, tensors, _tokenizer(checkpoint.vocabulary), (*checkpoint.notes, *notes))
+    return Encoder(source, config, tensors, _tokenizer(checkpoint.vocabulary), (*checkpoint.notes, *notes, *said))
 
 
 def _has_place(name: str) -> bool:

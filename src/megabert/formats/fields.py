@@ -11,7 +11,8 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 MOST = 1_000_000_000
 """No model has more of anything that is counted."""
 _MOST_LABELS = 1_000_000
-_SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_MOST_HEAD_LAYERS = 100
+_SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "head_dropout")
 _SWITCHES = ("tie_word_embeddings", "add_binary_head", "apply_residual_connection_post_layernorm")
 
 
@@ -78,10 +79,13 @@ def field(name: str, value: Any, said: str) -> Any:
         return real(value, said)
     if name in _SWITCHES:
         return switch(value, said)
-    if value is None and name in ("pad_token_id", "head_act", "architectures", "id2label", "num_labels"):
+    if value is None and name in ("pad_token_id", "head_act", "architectures", "id2label", "num_labels", "head_layers",
+                                  "head_dropout"):  # fmt: skip
         return None
     if name == "pad_token_id":
         return whole(value, said, least=0)
+    if name == "head_layers":
+        return whole(value, said, most=_MOST_HEAD_LAYERS)
     if name == "num_labels":
         return whole(value, said, most=_MOST_LABELS)
     if name in ("hidden_act", "head_act"):

@@ -142,6 +142,8 @@ def foreign_settings(config: MegatronBertConfig) -> list[str]:
     head = getattr(config, "head_act", None)
     if head not in (None, config.hidden_act):
         said.append(f"the activation is {config.hidden_act} in the layers and {head} in the masked-word head")
+    if layers := getattr(config, "head_layers", None):
+        said.append(f"the task's head has {layers} {'matrix' if layers == 1 else 'matrices'} of its own, as in NeMo")
     return said
 
 

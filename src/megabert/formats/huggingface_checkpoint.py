@@ -206,6 +206,8 @@ def theirs(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, LazyTensor
     if config.get("head_act") not in (None, config.get("hidden_act")):
         notes.append(f"plain Transformers takes {config['hidden_act']} in the masked-word head too; this package takes "
                      f"{config['head_act']} there, as Megatron does")  # fmt: skip
+    if config.get("head_layers"):
+        notes.append("plain Transformers has no head of NeMo's kind: open the model with this package")
     if _TYPES not in tensors:
         hidden, dtype = config["hidden_size"], next(iter(tensors.values())).dtype
         table = LazyTensor((2, hidden), dtype, lambda: torch.zeros(2, hidden, dtype=dtype), _TYPES)

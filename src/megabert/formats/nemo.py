@@ -14,13 +14,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megabert.formats import (
-    archive,
     bert_names,
     megatron,
     megatron_core,
@@ -29,155 +26,19 @@ from megabert.formats import (
     megatron_optimizer,
     nemo_config,
     nemo_heads,
+    nemo_tasks,
+    sizes,
     unpickle,
 )
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
 from megabert.formats.megatron_layout import Layout
 from megabert.formats.megatron_shard import Shard, read_shard
+from megabert.formats.nemo_layout import CONFIG, HYPERPARAMETERS, WEIGHTS, Facts, look
 from megabert.formats.regions import Region
 from megabert.formats.table import ORDERS, Order, order_of
 
-CONFIG = "model_config.yaml"
-WEIGHTS = "model_weights.ckpt"
-DISTRIBUTED = "model_weights/"
-_RANK = re.compile(r"(?:mp_rank_(\d{2,})(?:_(\d{3,}))?|tp_rank_(\d{2,})_pp_rank_(\d{3,}))")
 _LARGEST_VOCABULARY = 64 << 20
 _COPY = re.compile(r"(?:state_dict\.)?(?:(?:bert_model|model|module)\.)*word_embeddings\.weight")
-_LIGHTNING = ("pytorch-lightning_version", "state_dict")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What lies at a path; an archive is gone through only when its members are asked for.
-
-    Attributes:
-        path: an archive, a folder or one of Lightning's files.
-        lightning: it is one of Lightning's files.
-    """
-
-    path: Path
-    lightning: bool = False
-
-    @cached_property
-    def members(self) -> dict[str, Region]:
-        """Name -> bytes, without the folder that all of them lie in.
-
-        Raises:
-            ValueError: the archive is damaged, or could do harm.
-        """
-        if self.lightning:
-            return {}
-        found = archive.members(self.path)
-        config = min((name for name in found if name.split("/")[-1] == CONFIG), key=len, default="")
-        root = config.removesuffix(CONFIG)
-        return {name.removeprefix(root): region for name, region in found.items() if name.startswith(root)}
-
-    @cached_property
-    def ranks(self) -> dict[tuple[int, int], Region]:
-        """(tensor rank, stage) -> weights.
-
-        Raises:
-            ValueError: one is missing, or a rank has several.
-        """
-        if self.lightning:
-            return {(0, 0): Region.whole(self.path)}
-        ranks = _weights(self.path, self.members)
-        _check_whole(self.path, self.members, ranks)
-        return ranks
-
-    @property
-    def distributed(self) -> dict[str, Region]:
-        """The files of a distributed checkpoint, as NeMo 1.21 and later keep Megatron-core's models; else empty."""
-        found = {name.removeprefix(DISTRIBUTED): region for name, region in self.members.items()
-                 if name.startswith(DISTRIBUTED)}  # fmt: skip
-        return found if megatron_core_chunks.METADATA in found else {}
-
-    @property
-    def said(self) -> str:
-        """In words."""
-        if self.distributed:
-            return "a NeMo checkpoint with distributed weights"
-        kind = "a NeMo checkpoint" if CONFIG in self.members else "weights of NeMo without their model_config.yaml"
-        return f"{kind} of {len(self.ranks)} rank{'s' if len(self.ranks) > 1 else ''}"
-
-
-def look(path: Path) -> Facts | None:
-    """Whether a checkpoint of NeMo lies at a path: an archive, an unpacked one, a folder of ranks, a Lightning file.
-
-    Every tar archive is taken for NeMo's: no other checkpoint comes in one.
-
-    Raises:
-        ValueError: a `.nemo` is no archive.
-    """
-    if path.is_dir():
-        return Facts(path) if _is_folder(path) else None
-    if not path.is_file():
-        return None
-    if archive.is_archive(path):
-        return Facts(path)
-    if path.suffix == ".nemo":
-        raise ValueError(f"{path} is called .nemo, but is no tar archive: it is damaged, or something else")
-    return Facts(path, lightning=True) if _is_lightning(path) else None
-
-
-def _is_folder(path: Path) -> bool:
-    entries = [entry.name for entry in path.iterdir()]
-    if CONFIG in entries or any(name.startswith("tp_rank_") for name in entries):
-        return True
-    # mp_rank_* alone is Megatron's own, unless Lightning's files lie in it.
-    return any(_RANK.fullmatch(name) for name in entries) and any(path.glob("mp_rank_*/*.ckpt"))
-
-
-def _is_lightning(path: Path) -> bool:
-    if path.suffix not in (".ckpt", ".pt"):
-        return False
-    try:
-        content = unpickle.load(path).data
-    except ValueError:
-        return False  # another format's file, which says itself what is wrong with it
-    return isinstance(content, dict) and all(name in content for name in _LIGHTNING)
-
-
-def _weights(path: Path, members: Mapping[str, Region]) -> dict[tuple[int, int], Region]:
-    """The file of each rank; where a rank has several, `model_weights.ckpt`, else the last that Lightning wrote."""
-    candidates: dict[tuple[int, int], list[str]] = {}
-    for name in members:
-        folder, _, file = name.rpartition("/")
-        if not file.endswith((".ckpt", ".pt")):
-            continue
-        rank = _RANK.fullmatch(folder)
-        if rank:
-            place = (int(rank[1] or rank[3] or 0), int(rank[2] or rank[4] or 0))
-            candidates.setdefault(place, []).append(name)
-        elif not folder:
-            candidates.setdefault((-1, 0), []).append(name)
-    alone = candidates.pop((-1, 0), None)
-    if not candidates and alone:
-        candidates = {(0, 0): alone}
-    return {place: members[_choose(path, names)] for place, names in candidates.items()}
-
-
-def _choose(path: Path, names: list[str]) -> str:
-    for good in (lambda name: name.endswith(WEIGHTS), lambda name: name.endswith(("last.ckpt", "end.ckpt"))):
-        found = [name for name in names if good(name)]
-        if len(found) == 1:
-            return found[0]
-    if len(names) == 1:
-        return names[0]
-    shown = ", ".join(sorted(names)[:4])
-    raise ValueError(f"{path} holds several checkpoints ({shown}{' ...' if len(names) > 4 else ''}); name one file")
-
-
-def _check_whole(path: Path, members: Mapping[str, Region], ranks: Mapping[tuple[int, int], Region]) -> None:
-    if not ranks:
-        if any(name.startswith(DISTRIBUTED) for name in members):
-            raise ValueError(f"{path} keeps its weights as a distributed checkpoint of a kind that is not read (zarr): "
-                             f"{DISTRIBUTED}{megatron_core_chunks.METADATA} is not there")  # fmt: skip
-        raise ValueError(f"{path} is not whole, or not NeMo's: it holds no {WEIGHTS}")
-    for rank in range(1 + max(rank for rank, _ in ranks)):
-        for stage in range(1 + max(stage for _, stage in ranks)):
-            if (rank, stage) not in ranks:
-                raise ValueError(f"{path} is not whole: tensor rank {rank} of stage {stage} is missing")
 
 
 def read(path: Path, *, heads: int | None = None, order: Order | None = None) -> Checkpoint:
@@ -199,7 +60,7 @@ def read(path: Path, *, heads: int | None = None, order: Order | None = None) ->
     shards = {place: read_shard(layout, place) for place in sorted(facts.ranks)}
     first = shards[0, 0]
     trees = _configs(facts, first)
-    config = trees[0] if trees else {}
+    config = next(filter(nemo_tasks.class_of, trees), trees[0] if trees else {})
     chosen, said = _order(facts, first, trees, order)
     told = nemo_config.arguments(*trees)
     if not nemo_config.is_recent(config):
@@ -248,6 +109,8 @@ def _configs(facts: Facts, first: Shard) -> list[dict[str, Any]]:
     if hyper is not None:
         plain = unpickle.plain(hyper, first.name)
         trees += [plain] if isinstance(plain, dict) else []
+    if HYPERPARAMETERS in facts.members:
+        trees.append(nemo_config.read_yaml(facts.members[HYPERPARAMETERS]))
     for name, region in sorted(facts.members.items()):
         if name.endswith("_encoder_config.json") or name == "config.json":
             trees.append(nemo_config.read_json(region))
@@ -302,10 +165,15 @@ def _finished(
     facts: Facts, checkpoint: Checkpoint, held: Mapping[str, LazyTensor], config: Mapping[str, Any], said: list[str]
 ) -> Checkpoint:
     """With the task's head, vocabulary and what is said about them."""
-    target = config.get("target")
+    target = nemo_config.node(config, "target")
     target = target if isinstance(target, str) else ""
-    head = nemo_heads.head(held, target)
+    task = nemo_tasks.class_of(config)
+    head = nemo_heads.head(held, task, nemo_tasks.activation(config))
     tensors, fields = {**checkpoint.tensors, **head.tensors}, {**checkpoint.config, **head.fields}
+    if head.tensors and (probability := nemo_tasks.dropout(config)) is not None:
+        fields["head_dropout"] = probability
+    if head.tensors or nemo_config.node(config, nemo_tasks.OURS) is not None:
+        fields |= nemo_tasks.taught(task, config, facts.members, sizes.labels(fields))
     notes = [facts.said, *([f"its class was {target}"] if target else []), *said, *head.notes]
     vocabulary = _vocabulary(facts.members) or dict(checkpoint.vocabulary)
     lines = vocabulary.get("vocab.txt", b"").count(b"\n")

@@ -120,6 +120,30 @@ def find(tree: Any, name: str) -> Any:
     return None
 
 
+def node(tree: Any, *path: str) -> Any:
+    """What lies at a path of keys below the model's node; None when nothing does.
+
+    The model's node is the top, or `cfg` or `model` in it; nodes of OmegaConf that were read from a pickle keep their
+    children as `_content` and a value as `_val`.
+    """
+    tree = _opened(tree)
+    for outer in ("cfg", "model"):
+        if isinstance(tree, Mapping) and path[0] not in tree and isinstance(_opened(tree.get(outer)), Mapping):
+            tree = _opened(tree[outer])
+    for key in path:
+        tree = _opened(tree[key]) if isinstance(tree, Mapping) and key in tree else None
+    return tree
+
+
+def _opened(value: Any) -> Any:
+    for _ in range(4):
+        inner = next((key for key in ("_content", "_val") if isinstance(value, Mapping) and key in value), None)
+        if inner is None:
+            break
+        value = value[inner]
+    return value
+
+
 def arguments(*trees: Mapping[str, Any]) -> dict[str, Any]:
     """What the configurations say, under the names of Megatron's `args`; the first that says something wins.
 

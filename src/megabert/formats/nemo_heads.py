@@ -1,8 +1,8 @@
-"""Heads of NeMo's fine-tuned models, and whether ours are the same function.
+"""Heads of NeMo's fine-tuned models, under our names.
 
-NeMo's heads are `mlp.layer0`, `mlp.layer2`, ... with ReLU between them. A head of one layer on every token is
-Transformers' for token classification and question answering. NeMo's text classifier is no head of Transformers,
-whatever its number of layers: it reads the last hidden state of [CLS] without the pooler (dense and tanh) before it.
+NeMo's heads are `mlp.layer0`, `mlp.layer2`, ... with ReLU between them, on every token or on the last hidden state of
+[CLS], without a pooler. A head of one layer on every token is Transformers'; all others are our `LayeredHead`
+(`head_layers` in the config), which plain Transformers has not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from megabert.formats import bert_names
 from megabert.formats.checkpoint import LazyTensor
 
 _HEAD = re.compile(r"^(?:.*\.)?(\w*classifier)\.")
-_LAYER = re.compile(r"^(?:.*\.)?\w*classifier\.mlp\.layer(\d+)\.(weight|bias)$")
+_LAYER = re.compile(r"^(?:.*\.)?classifier\.mlp\.(layer(\d{1,3})\.(?:weight|bias))$")
 
-# NeMo's class -> ours, and the name of its layer here; a head of one layer only
-_SAME = {
+CLASSES = {
     "TokenClassificationModel": ("MegatronBertForTokenClassification", "classifier"),
     "QAModel": ("MegatronBertForQuestionAnswering", "qa_outputs"),
+    "TextClassificationModel": ("MegatronBertForSequenceClassification", "classifier"),
 }
-_TEXT = ("TextClassificationModel", "GLUEModel", "ZeroShotIntentModel", "PTuneTextClassificationModel")
+"""NeMo's class -> ours, and what its head is called here."""
 
 
 class Head(NamedTuple):
@@ -38,32 +38,52 @@ def names(rank: Mapping[str, LazyTensor]) -> set[str]:
     return {name for name in rank if "classifier." in name and not bert_names.canonical(name)}
 
 
-def head(held: Mapping[str, LazyTensor], target: str) -> Head:
-    """A task's head as ours, where both are the same function; otherwise a note that says why it is left out.
+def head(held: Mapping[str, LazyTensor], task: str, activation: Any = None) -> Head:
+    """A task's head as ours, or a note that says why it is left out.
 
     Args:
         held: the task's weights.
-        target: NeMo's class path.
+        task: NeMo's class.
+        activation: between the head's layers, where the configuration tells it.
     """
     if not held:
         return Head({}, {}, [])
-    task = target.rpartition(".")[2]
-    heads = {found[1] if (found := _HEAD.match(name)) else name for name in held}
-    layers = {found[1]: name for name in held if (found := _LAYER.match(name)) and found[2] == "weight"}
-    if task in _SAME and len(heads) == 1 and set(layers) == {"0"} and all(map(_LAYER.match, held)):
-        ours, to = _SAME[task]
-        tensors = {f"{to}.{name.rpartition('.')[2]}": tensor for name, tensor in held.items()}
-        fields = {"architectures": [ours], "num_labels": tensors[f"{to}.weight"].shape[0]}
-        return Head(tensors, fields, [f"the task's head is carried: {ours}"])
-    shown = ", ".join(sorted(held)[:4]) + (" ..." if len(held) > 4 else "")
-    return Head({}, {}, [f"left out, a task's head that this network has not: {shown} ({_why(task, layers, heads)})"])
+    found = {name: match for name in held if (match := _LAYER.match(name))}
+    layers = sorted({int(match[2]) for match in found.values()})
+    whole = len(found) == len(held) == 2 * len(layers) and layers == list(range(0, 2 * len(layers), 2))
+    odd = activation not in (None, "relu") and len(layers) > 1
+    if task not in CLASSES or not whole or odd:
+        shown = ", ".join(sorted(held)[:4]) + (" ..." if len(held) > 4 else "")
+        why = f"{activation} between its layers" if odd and whole else _why(task, held)
+        return Head({}, {}, [f"left out, a task's head that this network has not: {shown} ({why})"])
+    ours, to = CLASSES[task]
+    plain = len(layers) == 1 and task != "TextClassificationModel"
+    tensors = {
+        f"{to}.{match[1].removeprefix('layer0.') if plain else f'mlp.{match[1]}'}": held[name]
+        for name, match in found.items()
+    }
+    last = next(held[name] for name, match in found.items() if match[1] == f"layer{layers[-1]}.weight")
+    fields: dict[str, Any] = {"architectures": [ours], "num_labels": last.shape[0]}
+    if not plain:
+        fields["head_layers"] = len(layers)
+    said = "" if plain else f", with NeMo's {len(layers)} layers, which plain Transformers has not"
+    return Head(tensors, fields, [f"the task's head is carried: {ours}{said}"])
 
 
-def _why(task: str, layers: Mapping[str, str], heads: set[str]) -> str:
+def _why(task: str, held: Mapping[str, LazyTensor]) -> str:
+    heads = {match[1] if (match := _HEAD.match(name)) else name for name in held}
     if len(heads) > 1:
         return f"{len(heads)} heads on one encoder"
-    if task in _TEXT:
-        return "it reads the hidden state of [CLS]; MegatronBertForSequenceClassification reads a pooler's output"
-    if len(layers) > 1:
-        return f"{len(layers)} layers with ReLU between them, where Transformers has one"
-    return f"{task or 'a model whose class is not told'} is no class of Transformers"
+    if task in CLASSES:
+        return "its layers are not those of NeMo's classifiers"
+    return f"{task or 'a model whose class is not told'} has no counterpart here"
+
+
+def theirs(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Our head's weights under NeMo's names; empty where there is no head, or one that NeMo has not."""
+    found = {}
+    for name, tensor in tensors.items():
+        begin, _, rest = name.partition(".")
+        if begin in ("classifier", "qa_outputs"):
+            found[f"classifier.{rest if rest.startswith('mlp.') else f'mlp.layer0.{rest}'}"] = tensor
+    return found

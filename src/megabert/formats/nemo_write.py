@@ -6,6 +6,7 @@ member's content.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from megabert.formats import bert_names, megatron_arguments, megatron_write, torch_writer
+from megabert.formats import bert_names, megatron_arguments, megatron_write, nemo_tasks, torch_writer
 from megabert.formats.archive import Writer
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
-from megabert.formats.nemo import CONFIG, WEIGHTS
+from megabert.formats.nemo_layout import CONFIG, WEIGHTS
+from megabert.formats.nemo_tasks import Described
 from megabert.formats.table import padded_vocabulary, resize_vocabulary, split
 from megabert.formats.target import new_file, new_folder
 
@@ -28,6 +30,7 @@ _WORDS = "language_model.embedding.word_embeddings.weight"
 _PRETRAINING = "nemo.collections.nlp.models.language_modeling.megatron_bert_model.MegatronBertModel"
 _TEXT = "nemo.collections.nlp.models.text_classification.text_classification_model.TextClassificationModel"
 _VERSION = "1.23.0"
+_LABELS = "label_ids.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class Layout:
     """How the target is stored.
 
     Attributes:
-        generation: whose members and names.
+        generation: whose members and names; None: `1.0` for a model that was taught a task, else `1.7`.
         tensor: ranks that share each layer; more than one gives a file of weights for each.
         pipeline: stages; `1.7` only.
         ranks: folders of ranks also for a single rank.
@@ -44,7 +47,7 @@ class Layout:
         divisible_by: the vocabulary is padded to a multiple of this times `tensor`.
     """
 
-    generation: Generation = "1.7"
+    generation: Generation | None = None
     tensor: int = 1
     pipeline: int = 1
     ranks: bool = False
@@ -79,18 +82,26 @@ def write(checkpoint: Checkpoint, path: Path, *, layout: Layout | None = None, o
         ValueError: the model cannot be cut so, has weights without a place there, or `path` exists.
         OSError: the disk is full or not writable; nothing half-written stays.
     """
-    layout = layout or Layout()
+    layout, task = layout or Layout(), nemo_tasks.described(checkpoint)
+    layout = dataclasses.replace(layout, generation=layout.generation or ("1.0" if task else "1.7"))
+    if task is not None and layout.generation == "1.7":
+        raise ValueError("NeMo 1.7's MegatronBertModel has no task's head: give --nemo-generation 1.0 or 2021-05, or "
+                         "leave it out")  # fmt: skip
     if layout.pipeline > 1 and layout.generation != "1.7":
         raise ValueError(f"NeMo {layout.generation} had no pipeline: leave out --pipeline-model-parallel-size")
-    notes = _notes(checkpoint, layout)
+    if task is not None and task.head:
+        begin = ("classifier.", "qa_outputs.")
+        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(begin)}
+        checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
+    notes = _notes(checkpoint, layout) + (task.notes if task else [])
     if layout.folder:
         with new_folder(path, overwrite=overwrite) as folder:
-            _write(checkpoint, layout, _Folder(folder))
+            _write(checkpoint, layout, task, _Folder(folder))
         return notes
     compressed = layout.generation != "1.7" if layout.compressed is None else layout.compressed
     with new_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         writer = Writer(file, compressed=compressed)
-        _write(checkpoint, layout, writer)
+        _write(checkpoint, layout, task, writer)
         writer.finish()
     return notes
 
@@ -123,12 +134,12 @@ def _padded(config: Mapping[str, Any], layout: Layout) -> int:
     return padded_vocabulary(config["vocab_size"], layout.divisible_by, layout.tensor)
 
 
-def _write(checkpoint: Checkpoint, layout: Layout, target: Writer | _Folder) -> None:
+def _write(checkpoint: Checkpoint, layout: Layout, task: Described | None, target: Writer | _Folder) -> None:
     size = _padded(checkpoint.config, layout)
     rows = megatron_write.check(checkpoint, _cut(layout))
     heads = checkpoint.config["num_attention_heads"]
     tensors = resize_vocabulary(checkpoint.tensors, size)
-    for name, content in _members(checkpoint, layout, size).items():
+    for name, content in _members(checkpoint, layout, task, size).items():
         target.add(name, content)
     prefix = "model." if layout.generation == "1.7" else "bert_model."
     alone = layout.tensor * layout.pipeline == 1 and not layout.ranks
@@ -137,7 +148,9 @@ def _write(checkpoint: Checkpoint, layout: Layout, target: Writer | _Folder) -> 
             folder = f"mp_rank_{rank:02d}/" if layout.pipeline == 1 else f"tp_rank_{rank:02d}_pp_rank_{stage:03d}/"
             mine = _stage(held, checkpoint.config["num_hidden_layers"], stage, layout.pipeline)
             with target.member(WEIGHTS if alone else folder + WEIGHTS) as file:
-                torch_writer.save({prefix + name: tensor for name, tensor in mine}, file)
+                torch_writer.save(
+                    {**{prefix + name: tensor for name, tensor in mine}, **(task.head if task else {})}, file
+                )
 
 
 def _stage(held: Mapping[str, LazyTensor], layers: int, stage: int, stages: int) -> Iterator[tuple[str, LazyTensor]]:
@@ -154,11 +167,11 @@ def _stage(held: Mapping[str, LazyTensor], layers: int, stage: int, stages: int)
         yield "word_embeddings.weight", held[_WORDS]
 
 
-def _members(checkpoint: Checkpoint, layout: Layout, size: int) -> dict[str, bytes]:
+def _members(checkpoint: Checkpoint, layout: Layout, task: Described | None, size: int) -> dict[str, bytes]:
     """Everything but the weights, the configuration first."""
     if layout.generation == "1.7":
         return _recent(checkpoint, layout, size)
-    return _early(checkpoint, layout, size)
+    return _early(checkpoint, layout, task, size)
 
 
 def _hashed(name: str, content: bytes) -> str:
@@ -216,7 +229,7 @@ def _recent(checkpoint: Checkpoint, layout: Layout, size: int) -> dict[str, byte
     return {CONFIG: _yaml(described), **artefacts}
 
 
-def _early(checkpoint: Checkpoint, layout: Layout, size: int) -> dict[str, bytes]:
+def _early(checkpoint: Checkpoint, layout: Layout, task: Described | None, size: int) -> dict[str, bytes]:
     vocabulary = checkpoint.vocabulary.get("vocab.txt")
     name = f"megatron-bert-{'cased' if _is_cased(vocabulary) else 'uncased'}"
     hashed = layout.generation == "1.0"
@@ -230,6 +243,8 @@ def _early(checkpoint: Checkpoint, layout: Layout, size: int) -> dict[str, bytes
         mapping = json.dumps({token: number for number, token in enumerate(tokens)}).encode()
         contents["tokenizer_vocab_dict" if hashed else "tokenizer_vocab_dict.json"] = mapping
         contents["tokenizer.vocab_file"] = vocabulary
+    if task is not None and task.labels is not None:
+        contents[_LABELS] = task.labels
     names = {plain: _hashed(plain, content) if hashed else plain for plain, content in contents.items()}
 
     def reference(plain: str) -> str | None:
@@ -248,8 +263,11 @@ def _early(checkpoint: Checkpoint, layout: Layout, size: int) -> dict[str, bytes
             "config": None,
             "lm_checkpoint": None,
         },
-        "target": _TEXT,
+        "target": task.target if task else _TEXT,
+        **(task.nodes if task else {}),
     }
+    if _LABELS in names:
+        described["class_labels"] = {"class_labels_file": reference(_LABELS)}
     return {CONFIG: _yaml(described), **{names[plain]: content for plain, content in contents.items()}}
 
 

@@ -157,6 +157,9 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) 
         "qa_outputs.weight": (2, hidden),
         "qa_outputs.bias": (2,),
     }
+    last = 2 * ((config.get("head_layers") or 1) - 1)
+    for head in ("classifier", "qa_outputs"):
+        shapes |= {f"{head}.mlp.layer{last}.weight": (classes, hidden), f"{head}.mlp.layer{last}.bias": (classes,)}
     if _POSITIONS in tensors:
         shapes[_POSITIONS] = (config["max_position_embeddings"], hidden)
     if _TYPES in tensors:
@@ -194,7 +197,7 @@ def _check_whole(tensors: Mapping[str, LazyTensor], layers: int, family: str) ->
             raise ValueError(f"layer {place} lacks {odd}; the checkpoint is not whole")
     absent = [name for name in needed if name not in tensors and not _LAYER.match(name)]
     for beginning in ("bert.pooler.", "cls.predictions.", "cls.seq_relationship.", "classifier.", "qa_outputs."):
-        if any(name.startswith(beginning) for name in tensors):
+        if any(name.startswith(beginning) and ".mlp." not in name for name in tensors):
             every = [name for row in rows for name in row.ours if name.startswith(beginning)]
             absent += [name for name in every if name not in tensors]
     if absent:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import MegatronBertConfig, PreTrainedModel
 
 from megabert import runtime
 from megabert.formats import huggingface
-from megabert.formats.open import model_folder
+from megabert.formats.checkpoint import KEPT_AS
+from megabert.formats.encoder import fill, open_encoder
+from megabert.formats.open import look, model_folder
 from megabert.models.auto import class_of
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Prediction, Task
@@ -23,8 +25,6 @@ from megabert.tokenization import word_piece
 from megabert.tokenization.base import Tokenizer
 
 BATCH_TOKENS = 8192
-KEPT_AS = "fine_tuned"
-"""The field of `config.json` that holds the task and its settings."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,13 @@ class FineTuned:
         cls, path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
         batch_tokens: int = BATCH_TOKENS,
     ) -> FineTuned:  # fmt: skip
-        """Read a model that `finetune` wrote.
+        """Read a model that `finetune` wrote, or a checkpoint of another format that tells its task, such as a `.nemo`.
 
         Raises:
             ValueError: there is none, it is damaged, or it was not fine-tuned.
         """
+        if look(path).kind == "foreign":
+            return cls._from_checkpoint(path, device, dtype, batch_tokens)
         folder = model_folder(path)
         facts = huggingface.read_facts(folder)
         if KEPT_AS not in facts.config:
@@ -92,6 +94,22 @@ class FineTuned:
             raise ValueError(f"{folder} holds no tokenizer (tokenizer.json or vocab.txt)")
         model, _ = huggingface.load(folder, class_of(task.head), dtype=dtype, device=device)
         return cls(task, model, word_piece.load(folder), batch_tokens=batch_tokens)
+
+    @classmethod
+    def _from_checkpoint(
+        cls, path: Path, device: torch.device | str, dtype: torch.dtype, batch_tokens: int
+    ) -> FineTuned:
+        encoder = open_encoder(str(path))
+        if KEPT_AS not in encoder.config:
+            raise ValueError(f"{path} holds no model that was taught a task (it has no head that is known here); "
+                             "`megabert finetune` does that")  # fmt: skip
+        task = catalogue.restore(encoder.config[KEPT_AS], path)
+        if encoder.tokenizer is None:
+            raise ValueError(f"{path} holds no tokenizer: `megabert convert {path} FOLDER --tokenizer vocab.txt` makes "
+                             "a model's folder that has one")  # fmt: skip
+        model = class_of(task.head)(MegatronBertConfig(**encoder.config))
+        fill(model, encoder, head=(), keep_head=True)
+        return cls(task, model.to(device=device, dtype=dtype).eval(), encoder.tokenizer, batch_tokens=batch_tokens)  # type: ignore[call-arg]
 
     @torch.no_grad()
     def answer(self, examples: Sequence[Any], features: Sequence[Features] | None = None) -> Answers:

@@ -87,10 +87,12 @@ class OptimizerOptions:
     )
     lr: float = option(1e-4, "highest learning rate", example="6e-4", above=0)
     min_lr: float = option(0.0, "the decay ends at this learning rate", example="1e-5", minimum=0)
-    lr_decay_style: Literal["linear", "cosine", "constant", "exponential", "inverse-square-root", "WSD"] = option(
+    lr_decay_style: Literal[
+        "linear", "cosine", "constant", "exponential", "inverse-square-root", "WSD", "square-root", "square"
+    ] = option(
         "linear",
         "shape of the way from --lr to --min-lr after the warm-up; exponential halves once over the decay, WSD (warm "
-        "up, stay, decay) falls only in its last part",
+        "up, stay, decay) falls only in its last part, square-root and square are NeMo's annealings",
     )
     lr_decay_iters: int | None = option(
         None,

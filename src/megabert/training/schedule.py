@@ -57,6 +57,8 @@ def _shape(style: str, done: float) -> float:
         return 0.5 * (math.cos(math.pi * done) + 1.0)
     if style == "exponential":
         return 2.0 * 0.5**done - 1.0
+    if style in ("square-root", "square"):
+        return (1.0 - done) ** (0.5 if style == "square-root" else 2.0)
     assert style == "minus_sqrt", style
     return 1.0 - math.sqrt(done)
 

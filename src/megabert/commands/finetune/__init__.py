@@ -6,7 +6,8 @@
   megabert finetune mnli --model iter_0080000 --tokenizer bert-large-uncased --train-file train.tsv \\
       --validation-file dev_matched.tsv --bf16 --seeds 5
 
-The run folder then holds model/, scores.json and predictions.jsonl; `megabert evaluate` and `megabert predict` take it.
+The run folder then holds model/, scores.json, predictions.jsonl and report.html, a page that shows them; `megabert
+evaluate` and `megabert predict` take it.
 The same command again goes on from the newest checkpoint of its run folder.
 """
 

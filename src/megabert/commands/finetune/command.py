@@ -49,6 +49,19 @@ class Config(TaskOptions, TrainingOptions):
     num_attention_heads: int | None = option(
         None, "heads, for a checkpoint that does not tell them", example="16", minimum=1
     )
+    config_file: Path | None = option(
+        None, "a JSON file with the encoder's sizes (Transformers' config.json, or NeMo's with hidden-size and its "
+        "like): it tells the heads, and is compared with the weights", metavar="FILE", aliases=("bert-config",),
+        example="config.json",
+    )  # fmt: skip
+    head_layers: int | None = option(
+        None, "a head of so many matrices with ReLU between them, as NeMo's are (they can be written as .nemo); left "
+        "out, Transformers' head", minimum=1, maximum=100, example="2",
+    )  # fmt: skip
+    head_dropout: float | None = option(
+        None, "dropout before the head; left out, that of the encoder, for question answering none", minimum=0,
+        maximum=0.99, example="0.5",
+    )  # fmt: skip
     from_scratch: bool = option(False, "begin with random weights in the shape of --model: what pretraining is worth")
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced: examples of rare classes count more, examples / (classes x count) as NeMo's weighted_loss"
@@ -126,7 +139,7 @@ def _run_one(config: Config, folder: Path) -> dict[str, Any] | None:
 
     # The examples first: what is wrong with them is told before a large checkpoint is read.
     task, found = examples_of(config)
-    encoder = open_encoder(str(config.model), config.num_attention_heads)
+    encoder = open_encoder(str(config.model), config.num_attention_heads, config.config_file)
     tokenizer = tokenizer_for(config, encoder)
     say(f"note: {note}" for note in encoder.notes)
     say(f"warning: {warning}" for warning in check_vocabulary(encoder, tokenizer))

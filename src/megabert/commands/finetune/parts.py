@@ -12,12 +12,18 @@ from megabert.commands.finetune.results import say
 from megabert.tasks.options import chosen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PreTrainedModel
 
     from megabert.commands.finetune.command import Config
     from megabert.formats.encoder import Encoder
     from megabert.tasks.base import Task
     from megabert.tokenization.word_piece import WordPiece
+
+
+_HEAD = ("head_layers", "head_dropout")
+"""Fields of a config that belong to the head; a head that starts afresh does not inherit them."""
 
 
 def examples_of(config: Config) -> tuple[Task, dict[str, list]]:
@@ -78,17 +84,20 @@ def model_for(config: Config, task: Task, encoder: Encoder) -> PreTrainedModel:
     before = encoder.config.get(KEPT_AS) or {}
     same = before.get("task") == task.name and tuple(before.get("labels", ())) == task.labels
     labels = dict(enumerate(task.labels)) if task.labels else {at: f"LABEL_{at}" for at in range(task.outputs)}
-    settings = {name: value for name, value in encoder.config.items()
-                if name not in ("id2label", "label2id", "num_labels", "problem_type", "architectures")}  # fmt: skip
+    own = ("id2label", "label2id", "num_labels", "problem_type", "architectures", *_HEAD)
+    settings = {name: value for name, value in encoder.config.items() if name not in own}
     settings |= {
         "id2label": labels, "label2id": {label: number for number, label in labels.items()},
         "problem_type": task.problem_type, "architectures": [task.head], KEPT_AS: catalogue.kept(task),
     }  # fmt: skip
+    keeps = same or (task.head_is_general and encoder.config.get("architectures") == [task.head])
+    chosen_head = {name: getattr(config, name) for name in _HEAD if getattr(config, name) is not None}
+    settings |= ({name: encoder.config.get(name) for name in _HEAD} if keeps else {}) | chosen_head
     model = class_of(task.head)(MegatronBertConfig(**settings))
     if config.from_scratch:
         say(["--from-scratch: all weights are random"])
         return model
-    fresh, left = fill(model, encoder, head=task.fresh, keep_head=same or task.head_is_general)
+    fresh, left = fill(model, encoder, head=task.fresh, keep_head=keeps)
     if fresh:
         say([f"fresh, with random weights: {', '.join(fresh)}"])
     if left:
@@ -127,14 +136,13 @@ def identity_of(config: Config, task: Task, tokenizer: WordPiece) -> dict[str, s
     return {
         "task": config.task, "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "tokenizer": tokenizer.fingerprint()[:16], "seed": str(config.seed),
-        "train file": _digest(config.train_file),
+        "train file": _digest(task.files(config.train_file)),
         "batch size": str(config.batch_size), "group by length": str(config.group_by_length),
     }  # fmt: skip
 
 
-def _digest(path: Path) -> str:
-    """Of a file, or of all files of a folder."""
+def _digest(files: Iterable[Path]) -> str:
     whole = hashlib.sha256()
-    for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
+    for file in files:
         whole.update(file.read_bytes())
     return whole.hexdigest()[:16]

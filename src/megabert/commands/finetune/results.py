@@ -31,8 +31,9 @@ def described(
 def score(
     config: Config, step: int, finished: FineTuned, sets: dict[str, tuple[list, list[Features]]], folder: Path
 ) -> dict[str, Any]:
-    """Score the finished model, write scores.json and predictions, and tell the scores."""
+    """Score the finished model, write scores.json, predictions and reports, and tell the scores."""
     from megabert.serving import fine_tuned
+    from megabert.serving.page import write_report
 
     scores: dict[str, Any] = {"task": config.task, "model": str(config.model), "seed": config.seed, "step": step}
     for name, file in (("validation", "predictions.jsonl"), ("test", "predictions-test.jsonl")):
@@ -43,9 +44,15 @@ def score(
         scores[name] = finished.task.score(answers.predictions, examples)
         scores[f"{name}_details"] = finished.task.details(answers.predictions, examples)
         fine_tuned.write_predictions(answers.predictions, folder / file)
+        write_report(
+            folder / file.replace("predictions", "report").replace(".jsonl", ".html"), finished.task,
+            answers.predictions, examples, scores[name], scores[f"{name}_details"], predictions_file=file,
+            facts={"task": config.task, "from": config.model, "file": getattr(config, f"{name}_file"), "update": step},
+            metrics=folder / "metrics.jsonl", best=step,
+        )  # fmt: skip
         say([f"{name}: {fine_tuned.shown_scores(scores[name])}"])
     fine_tuned.write_scores(scores, folder / "scores.json")
-    say([f"model: {folder / 'model'}; scores.json, predictions.jsonl, metrics.jsonl: {folder}"])
+    say([f"model: {folder / 'model'}; scores.json, predictions.jsonl, report.html, metrics.jsonl: {folder}"])
     return scores
 
 

@@ -19,6 +19,7 @@ KERNELS = {
     "flex": "flex_attention", "flash": "flash_attention_2",
 }  # fmt: skip
 TANH_GELU = "gelu_pytorch_tanh"
+_MOST_HEAD_LAYERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,32 @@ def settings(config: MegatronBertConfig) -> Settings:
             raise ValueError(f"config: {field.name} is {value!r}, but must be {names}")
         values[field.name] = value
     return Settings(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """What a task's head reads from a config; each default is Transformers' head."""
+
+    layers: int | None = None
+    """`head_layers`: so many matrices with ReLU between them, as NeMo's heads have; for a whole sequence they read the
+    hidden state of the first token, without a pooler."""
+    dropout: float | None = None
+    """`head_dropout`: before the head; None: `hidden_dropout_prob`, for spans none."""
+
+
+def head_settings(config: MegatronBertConfig) -> HeadSettings:
+    """The settings of ours that `config` holds about a task's head.
+
+    Raises:
+        ValueError: one of them is of a wrong type or out of its limits.
+    """
+    layers, dropout = (getattr(config, f"head_{field.name}", field.default) for field in fields(HeadSettings))
+    if layers is not None and (type(layers) is not int or not 1 <= layers <= _MOST_HEAD_LAYERS):
+        raise ValueError(f"config: head_layers is {layers!r}, but must be null or from 1 to {_MOST_HEAD_LAYERS}")
+    if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)
+                                or not 0 <= dropout < 1):  # fmt: skip
+        raise ValueError(f"config: head_dropout is {dropout!r}, but must be null or from 0 to below 1")
+    return HeadSettings(layers=layers, dropout=dropout)
 
 
 def check_kernel(name: str, device: torch.device, attention_dropout: float) -> None:

@@ -11,20 +11,51 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from megabert.models.bert.config import head_settings
 from megabert.models.bert.encoder import MegatronBertModel, MegatronBertPreTrainedModel, tuple_or_output
 from megabert.models.dropout import Dropout
 from megabert.models.losses import classification_loss, counted, mean_of_sum, summed_cross_entropy
 
 
+class LayeredHead(nn.Module):
+    """Matrices with ReLU between them, named as in NeMo's checkpoints (`mlp.layer0`, `mlp.layer2`, ...)."""
+
+    def __init__(self, hidden_size: int, outputs: int, layers: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential()
+        for number in range(layers - 1):
+            self.mlp.add_module(f"layer{2 * number}", nn.Linear(hidden_size, hidden_size))
+            self.mlp.add_module(f"layer{2 * number + 1}", nn.ReLU())
+        self.mlp.add_module(f"layer{2 * (layers - 1)}", nn.Linear(hidden_size, outputs))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., hidden] -> [..., outputs]."""
+        return self.mlp(hidden_states)
+
+
+def _head(config: MegatronBertConfig, outputs: int) -> nn.Module:
+    """The matrix of Transformers' heads, or `head_layers` of them."""
+    layers = head_settings(config).layers
+    if layers is None:
+        return nn.Linear(config.hidden_size, outputs)
+    return LayeredHead(config.hidden_size, outputs, layers)
+
+
+def _dropout(config: MegatronBertConfig) -> Dropout:
+    probability = head_settings(config).dropout
+    return Dropout(config.hidden_dropout_prob if probability is None else probability)
+
+
 class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):
-    """Classes, several labels at once, or numbers for a whole sequence: dropout and a matrix on the pooled token."""
+    """Classes, several labels at once, or numbers for a whole sequence: dropout and a matrix on the pooled token, or
+    with `head_layers` of the config a `LayeredHead` on the hidden state of the first one."""
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__(config)
         self.num_labels = int(config.num_labels or 0)
-        self.bert = MegatronBertModel(config)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.bert = MegatronBertModel(config, add_pooling_layer=head_settings(config).layers is None)
+        self.dropout = _dropout(config)
+        self.classifier = _head(config, self.num_labels)
         self.post_init()
 
     def forward(
@@ -54,7 +85,8 @@ class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
         )  # fmt: skip
-        logits = self.classifier(self.dropout(encoded.pooler_output))
+        first = encoded.last_hidden_state[:, 0] if self.bert.pooler is None else encoded.pooler_output
+        logits = self.classifier(self.dropout(first))
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config.problem_type, num_items_in_batch)
@@ -126,14 +158,14 @@ class MegatronBertForMultipleChoice(MegatronBertPreTrainedModel):
 
 
 class MegatronBertForTokenClassification(MegatronBertPreTrainedModel):
-    """A class for each token: dropout and a matrix, without a pooler."""
+    """A class for each token: dropout and a matrix (or a `LayeredHead`, by `head_layers`), without a pooler."""
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__(config)
         self.num_labels = int(config.num_labels or 0)
         self.bert = MegatronBertModel(config, add_pooling_layer=False)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.dropout = _dropout(config)
+        self.classifier = _head(config, self.num_labels)
         self.post_init()
 
     def forward(
@@ -178,7 +210,7 @@ class MegatronBertForTokenClassification(MegatronBertPreTrainedModel):
 
 
 class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
-    """Start and end of a span: a matrix with two outputs, without a pooler.
+    """Start and end of a span: a matrix with two outputs (or a `LayeredHead`, by `head_layers`), without a pooler.
 
     Raises:
         ValueError: a config with another number of labels than 2.
@@ -193,7 +225,8 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
             )
         self.num_labels = config.num_labels
         self.bert = MegatronBertModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.dropout = Dropout(head_settings(config).dropout or 0.0)
+        self.qa_outputs = _head(config, config.num_labels)
         self.post_init()
 
     def forward(
@@ -225,7 +258,7 @@ class MegatronBertForQuestionAnswering(MegatronBertPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
         )  # fmt: skip
-        scores = self.qa_outputs(encoded.last_hidden_state)
+        scores = self.qa_outputs(self.dropout(encoded.last_hidden_state))
         start_logits, end_logits = scores[..., 0].contiguous(), scores[..., 1].contiguous()
         loss = None
         if start_positions is not None and end_positions is not None:
