@@ -98,6 +98,10 @@ class IntentSlot(Task):
         found = intent_slot_files.read(path, labelled=labelled)
         return readers.not_empty([self._example(one, number, labelled) for number, one in enumerate(found, 1)], path)
 
+    def files(self, path: Path) -> list[Path]:
+        """With those that lie beside it and belong to it."""
+        return intent_slot_files.files(path)
+
     def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[UtteranceExample]:
         """Texts, split into words and punctuation."""
         given = self.of_width(texts, 1, place)

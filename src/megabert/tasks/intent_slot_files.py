@@ -36,7 +36,7 @@ def read(path: Path, *, labelled: bool) -> Iterator[Utterance]:
     """
     if path.is_dir() or path.name == _PARTS[0]:
         yield from _lines_of_three(path if path.is_dir() else path.parent, labelled)
-    elif path.suffix == ".tsv" and (slots := path.with_name(f"{path.stem}_slots.tsv")).is_file():
+    elif (slots := _slots_beside(path)) is not None:
         yield from _nemo(path, slots)
     elif readers.suffix_of(path) == ".txt":
         if labelled:
@@ -46,6 +46,22 @@ def read(path: Path, *, labelled: bool) -> Iterator[Utterance]:
     else:
         for record in readers.table(path, [frozenset({name}) for name in ("words", "text", "sentence")], {1: ["text"]}):
             yield _of_record(record)
+
+
+def files(path: Path) -> list[Path]:
+    """The files that `read` takes for a path."""
+    if path.is_dir() or path.name == _PARTS[0]:
+        folder = path if path.is_dir() else path.parent
+        return [folder / name for name in _PARTS if (folder / name).is_file()]
+    if (slots := _slots_beside(path)) is not None:
+        return [path, slots, path.with_name("dict.intents.csv"), path.with_name("dict.slots.csv")]
+    return [path]
+
+
+def _slots_beside(path: Path) -> Path | None:
+    """NeMo's `train_slots.tsv` of a `train.tsv`."""
+    slots = path.with_name(f"{path.stem}_slots.tsv")
+    return slots if path.suffix == ".tsv" and slots.is_file() else None
 
 
 def _lines_of_three(folder: Path, labelled: bool) -> Iterator[Utterance]:

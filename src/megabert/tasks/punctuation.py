@@ -151,6 +151,10 @@ class Punctuation(Task):
                 if label not in known:
                     raise unknown_label(label, example.place, self.labels)
 
+    def files(self, path: Path) -> list[Path]:
+        """With the labels beside a `text_*.txt`."""
+        return readers.with_labels(path)
+
     def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[WordsExample]:
         """Texts; marks and capitals that they have are taken away first."""
         given = self.of_width(texts, 1, place)

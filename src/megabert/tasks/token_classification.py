@@ -62,6 +62,10 @@ class TokenClassification(Task):
         found = [self._example(tagged, number, labelled) for number, tagged in enumerate(_read(path, labelled), 1)]
         return readers.not_empty(found, path)
 
+    def files(self, path: Path) -> list[Path]:
+        """With the labels beside a `text_*.txt`."""
+        return readers.with_labels(path)
+
     def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[WordsExample]:
         """Texts, split into words and punctuation."""
         found = self.of_width(texts, 1, place)
