@@ -62,16 +62,18 @@ def _folder(tmp_path, monkeypatch):
 
 
 def encoder(place, weights="iter_0080000"):
+    model, sizes = "model.language_model", place / "config.json"
     return [
-        "model.language_model.pretrained_model_name=megatron-bert-uncased", f"model.language_model.lm_checkpoint={place / weights}",
-        f"model.language_model.config_file={place / 'config.json'}", f"model.tokenizer.vocab_file={place / 'vocab.txt'}",
-        "trainer.gpus=0", "trainer.max_epochs=1", "exp_manager.create_tensorboard_logger=false",
+        f"{model}.pretrained_model_name=megatron-bert-uncased", f"{model}.lm_checkpoint={place / weights}",
+        f"{model}.config_file={sizes}", f"model.tokenizer.vocab_file={place / 'vocab.txt'}", "trainer.gpus=0",
+        "trainer.max_epochs=1", "exp_manager.create_tensorboard_logger=false",
     ]  # fmt: skip
 
 
 def test_the_first_command_of_2021_and_its_mistakes(place, capsys):
     data = [f"model.train_ds.file={place / 'squad.json'}", f"model.validation_ds={place / 'squad.json'}",
-            "model.dataset.max_seq_length=40", "model.dataset.doc_stride=8", "exp_manager.explicit_log_dir=run"]  # fmt: skip
+            "model.dataset.max_seq_length=40", "model.dataset.doc_stride=8",
+            "exp_manager.explicit_log_dir=run"]  # fmt: skip
     flags = ["--bert_config", str(place / "config.json"), "--bert_checkpoint", str(place / "iter_0080000")]
     command = [*data, encoder(place)[0], *encoder(place)[3:], *flags, "trainer.gpus=2"]
     script = EXAMPLES / "question_answering" / "question_answering_squad.py"
@@ -164,8 +166,9 @@ def test_token_classification_from_training_to_a_further_one(place, capsys):
     # An archive is taught further with its head, and evaluated, whatever its ranks.
     save_checkpoint(open_checkpoint("ner.nemo"), "two.nemo", layout=Layout(tensor=2))
     further = ["trainer.gpus=0", "trainer.max_epochs=1", "exp_manager.create_tensorboard_logger=false"]
+    capsys.readouterr()
     assert main(["token_classification_train", "pretrained_model=two.nemo", *data, *further]) == 0
-    assert "fresh" not in capsys.readouterr().out.partition("step")[0]
+    assert "fresh" not in capsys.readouterr().out
     assert main(["token_classification_evaluate", "pretrained_model=two.nemo", *data]) == 0
     assert "test_entity_f1" in capsys.readouterr().out
 
@@ -184,7 +187,8 @@ def test_what_is_wrong_is_one_line(place, capsys):
     fails("there is no file or folder gone.pt", *good, "model.language_model.lm_checkpoint=gone.pt")
     fails("model.train_ds.file is missing", *encoder(place))
     fails("NovoGrad is not here", *good, "model.optim.name=NovoGrad")
-    fails("has no counterpart here", *good, "+trainer.fast_dev_run=true")
+    fails("Trainer has no setting 'fast_dev_run'", *good, "+trainer.fast_dev_run=true")
+    fails('model.dataset.colour="blue" has no counterpart here', *good, "+model.dataset.colour=blue")
     fails("num_samples=3: all examples", *good, "model.train_ds.num_samples=3")
     fails("model.dataset.num_classes is missing", *encoder(place), f"model.train_ds.file_path={place / 'text.tsv'}",
           script="text_classification_with_bert")  # fmt: skip
@@ -196,6 +200,20 @@ def _wrong(place):
     file = Path("wrong.json")
     file.write_text((place / "config.json").read_text().replace("16", "32"))
     return file
+
+
+def test_glue(place, capsys):
+    folder = Path("MRPC")
+    folder.mkdir()
+    for name in ("train", "dev"):
+        rows = "".join(
+            f"{n % 2}\t1\t2\tthe film was {w}\tit was {w}\n" for n, w in enumerate(("good", "bad", "by", "in"))
+        )
+        (folder / f"{name}.tsv").write_text(f"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n{rows}")
+    command = [f"model.dataset.data_dir={folder}", "model.dataset.max_seq_length=24", "model.train_ds.batch_size=2"]
+    assert main(["glue_benchmark", *command, *encoder(place)]) == 0, capsys.readouterr().err
+    (told,) = Path("nemo_experiments/mrpc").glob("*/scores.json")
+    assert "accuracy_and_f1" in json.loads(told.read_text())["validation"]
 
 
 def test_values_are_read_as_hydra_reads_them():

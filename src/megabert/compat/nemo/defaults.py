@@ -28,7 +28,7 @@ def _trainer(epochs: int, precision: int, level: str) -> dict[str, Any]:
         "gradient_clip_val": 0.0, "amp_level": level, "precision": precision, "accelerator": "ddp",
         "log_every_n_steps": 1, "val_check_interval": 1.0, "resume_from_checkpoint": None, "num_sanity_val_steps": 0,
         "checkpoint_callback": False, "logger": False, "devices": None, "strategy": None, "enable_checkpointing": False,
-        "plugins": None, "use_distributed_sampler": True, "replace_sampler_ddp": True, "amp_backend": None,
+        "use_distributed_sampler": True, "replace_sampler_ddp": True, "amp_backend": None,
         "benchmark": False, "deterministic": False, "progress_bar_refresh_rate": None, "check_val_every_n_epoch": 1,
     }  # fmt: skip
 
@@ -106,7 +106,8 @@ def text_classification() -> Settings:
 
 def token_classification() -> Settings:
     """Of `token_classification_config.yaml`."""
-    texts, labels = ("text_train.txt", "text_dev.txt", "text_dev.txt"), ("labels_train.txt", *["labels_dev.txt"] * 2)
+    texts = ("text_train.txt", "text_dev.txt", "text_dev.txt")
+    labels = ("labels_train.txt", "labels_dev.txt", "labels_dev.txt")
     return Settings(
         pretrained_model=None, trainer=_trainer(5, 16, "O0"),
         model={

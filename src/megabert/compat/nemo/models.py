@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from megabert.compat.nemo.trainer import Trainer
     from megabert.serving.fine_tuned import FineTuned
 
-_SHOWN = ("train_ds", "validation_ds", "test_ds")
+_GROUPS = ("model.train_ds", "model.validation_ds", "model.test_ds")
+_NO_ENTITY = "O"
 
 
 class TaskModel:
@@ -70,16 +71,12 @@ class TaskModel:
         device = chosen_device("auto") if map_location is None else map_location
         taught = FineTuned.from_path(path, device=device)
         if taught.task.head != CHOICES[cls.script].head:
-            right = next(
-                (name for name, choice in CHOICES.items() if choice.head == taught.task.head), taught.task.name
-            )
-            raise ValueError(f"{restore_path} was taught {taught.task.name}, and is no {cls.__name__}: it is one of "
-                             f"{right}")  # fmt: skip
+            raise ValueError(f"{restore_path} was taught {taught.task.name}, which is not what a {cls.__name__} does")
         script = CHOICES[cls.script].defaults()
         known = {name for name, _ in script.leaves()}
         model = cls({}, trainer)
         for name, value in told.leaves("model."):
-            if name in known and not name.startswith(tuple(f"model.{group}" for group in _SHOWN)):
+            if name in known and not name.startswith(_GROUPS):
                 model.cfg.put(name.removeprefix("model."), value)
         if override_config_path is not None:
             one = isinstance(override_config_path, Mapping)
@@ -188,10 +185,8 @@ class TaskModel:
         if self.start is None:
             raise ValueError("there is nothing to save: the model was neither taught nor restored")
         layout = Layout(tensor=tensor_model_parallel_size, generation=generation)  # type: ignore[arg-type]
-        place = Path(save_path).expanduser()
-        save_checkpoint(
-            open_checkpoint(self.start, optimizer=False), place, format="nemo", overwrite=True, layout=layout
-        )
+        checkpoint, place = open_checkpoint(self.start, optimizer=False), Path(save_path).expanduser()
+        save_checkpoint(checkpoint, place, format="nemo", overwrite=True, layout=layout)
 
     def _answering(self) -> FineTuned:
         if self.taught is None:
@@ -293,12 +288,9 @@ def _labelled_words(prediction: Mapping[str, Any]) -> list[tuple[int, str]]:
     found, at = [], 0
     for word, label in zip(prediction["words"], prediction["labels"], strict=True):
         at = prediction["text"].index(word, at) + len(word)
-        if label != KEPT_OUT:
+        if label != _NO_ENTITY:
             found.append((at, label))
     return found
-
-
-KEPT_OUT = "O"
 
 
 class GLUEModel(TaskModel):

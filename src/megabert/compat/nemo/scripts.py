@@ -49,10 +49,9 @@ def _fit(model_class: type[TaskModel], tree: Settings) -> TaskModel:
         model.cfg = model.cfg.merged(tree.model)
     if tree.get("do_training", True):
         trainer.fit(model)
-        if archive:
-            if trainer.is_global_zero:
-                model.save_to(archive)
-                print(f"written: {archive}")
+        if archive and trainer.is_global_zero:
+            model.save_to(archive)
+            print(f"written: {archive}")
     elif ready is None:
         raise ValueError("do_training=false needs pretrained_model=..., the archive to work with")
     tested = CHOICES[model_class.script].file_of(tree, "test_ds")

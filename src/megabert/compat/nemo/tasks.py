@@ -87,8 +87,8 @@ def _weights(tree: Settings) -> dict[str, Any]:
 def _questions(tree: Settings) -> dict[str, Any]:
     data = tree.model.dataset
     found = _files(tree, _file("file"), "file")
-    found["read"] += [f"model.dataset.{name}" for name in data] + ["model.token_classifier", "model.nemo_path",
-                                                                   "pretrained_model", "do_training"]  # fmt: skip
+    found["read"] += [f"model.dataset.{name}" for name in defaults.question_answering().model.dataset]
+    found["read"] += ["model.token_classifier", "model.nemo_path", "pretrained_model", "do_training"]
     if tree.find("model.token_classifier.num_classes") not in (None, 2):
         raise ValueError("model.token_classifier.num_classes: an answer has 2 ends; leave it out")
     no_answer = bool(data.version_2_with_negative)

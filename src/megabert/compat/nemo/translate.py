@@ -33,7 +33,7 @@ _NO_MATTER = {
     *(f"model.{group}.{name}" for group in (*_SETS, "dataset") for name in ("num_workers", "pin_memory", "use_cache")),
     *(f"model.{group}.{name}" for group in ("validation_ds", "test_ds") for name in ("batch_size", "shuffle")),
     *(f"trainer.{name}" for name in (
-        "amp_level", "amp_backend", "accelerator", "strategy", "plugins", "num_sanity_val_steps", "logger", "benchmark",
+        "amp_level", "amp_backend", "accelerator", "strategy", "num_sanity_val_steps", "logger", "benchmark",
         "checkpoint_callback", "enable_checkpointing", "use_distributed_sampler", "replace_sampler_ddp",
         "deterministic", "progress_bar_refresh_rate")),
     "model.dataset.do_lower_case", "model.dataset.num_classes", "model.label_ids", "model.supported_tasks",
@@ -157,7 +157,7 @@ def processes_of(told: Mapping[str, Any]) -> int:
     wanted = told.get("gpus") if told.get("devices") is None else told.get("devices")
     if isinstance(wanted, str) and "," in wanted:
         wanted = wanted.split(",")
-    count = len(wanted) if isinstance(wanted, list) else int(wanted) if str(wanted).isdecimal() else 1
+    count = len(wanted) if isinstance(wanted, list) else int(str(wanted)) if str(wanted).isdecimal() else 1
     return max(1, count) * int(told.get("num_nodes") or 1)
 
 
@@ -215,8 +215,9 @@ def _check(tree: Settings, script: Settings, read: set[str], notices: list[str])
         if path in defaults and value == defaults[path]:
             continue
         shown = json.dumps(value, default=str, ensure_ascii=False)
-        noticed = _NOTICED.get(path) or ("checkpoints are kept by --save-interval, --keep-last and the best score"
-                                         if path.startswith("exp_manager.checkpoint_callback_params") else None)  # fmt: skip
+        noticed = _NOTICED.get(path)
+        if path.startswith("exp_manager.checkpoint_callback_params"):
+            noticed = "the best and the newest checkpoints are kept"
         if noticed is None:
             raise ValueError(f"{path}={shown} has no counterpart here; leave it out")
         notices.append(f"{path}={shown}: {noticed}")
