@@ -26,7 +26,7 @@ class BertTokenizer(transformers.BertTokenizer):
         """Read a tokenizer by path or name.
 
         Raises:
-            ValueError: a name whose model holds no vocabulary; nothing was found (Transformers gives an empty one then).
+            ValueError: a name whose model holds no vocabulary; nothing was found, where Transformers may give an empty one.
             OSError: as Transformers'.
         """
         source = pretrained_model_name_or_path
