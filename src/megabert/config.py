@@ -88,7 +88,7 @@ def _kind(annotation: Any) -> _Kind:
     if typing.get_origin(annotation) is tuple:
         annotation, several = typing.get_args(annotation)[0], True
     if typing.get_origin(annotation) is dict:
-        annotation, mapping = str, True
+        annotation, mapping, several = str, True, typing.get_origin(typing.get_args(annotation)[1]) is tuple
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         annotation = type(choices[0])
@@ -245,9 +245,9 @@ def _read_file(config_class: type, path: Path) -> dict[str, Any]:
 
 def _convert(where: str, value: Any, kind: _Kind) -> Any:
     if kind.mapping:
-        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        if not isinstance(value, dict):
             raise ValueError(f"{where}: a table of strings is needed, not {value!r}")
-        return value
+        return {key: _convert(f"{where}: {key}", item, kind._replace(mapping=False)) for key, item in value.items()}
     if kind.several:
         items = value if isinstance(value, list) else [value]
         return tuple(_convert(where, item, kind._replace(several=False)) for item in items)
@@ -307,8 +307,8 @@ def parse(config_class: type[Config], arguments: Sequence[str], *, program: str,
             pairs = [item.partition("=") for item in value]
             if not all(separator for _, separator, _ in pairs):
                 raise ValueError(f"--{flag_name(name)}: NAME=VALUE is needed, not {' '.join(value)!r}")
-            value = {key: item for key, _, item in pairs}
-        values[name] = tuple(value) if kind.several and value is not None else value
+            value = {key: tuple(v for k, _, v in pairs if k == key) if kind.several else item for key, _, item in pairs}
+        values[name] = tuple(value) if isinstance(value, list) and kind.several else value
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if field.name in values:
             _check_limits(field, values[field.name])

@@ -79,7 +79,6 @@ def test_every_flag_is_read():
         ("--fp16 --fp32-residual-connection", "without --fp16"),
         ("--fp16-lm-cross-entropy", "always computed in float32"),
         ("--adlr-autoresume", "SIGTERM"),
-        ("--use-tfrecords", "megabert tokenize"),
         ("--use-flash-attn", "--attention-implementation flash"),
         ("--delim :", "with one of these"),
         ("--tokenizer-path tokenizer.model", "--tokenizer"),

@@ -8,9 +8,9 @@ from megabert.data.samples import SampleSet
 def test_the_commonest_token_by_weight(make_data, vocabulary):
     first = Source(1, str(make_data([[[10] * 90 + [11] * 10]], "first").prefix))
     second = Source(1, str(make_data([[[11] * 7 + [12] * 3]], "second").prefix))
-    assert commonest_token([first]) == 10
-    assert commonest_token([first, second]) == 10  # 0.9 against 0.1 + 0.7
-    assert commonest_token([first, second._replace(weight=5)]) == 11
+    assert commonest_token([first], []) == 10
+    assert commonest_token([first, second], []) == 10  # 0.9 against 0.1 + 0.7
+    assert commonest_token([first, second._replace(weight=5)], []) == 11
 
 
 def test_what_guessing_gets_right(make_data, vocabulary):

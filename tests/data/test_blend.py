@@ -38,7 +38,7 @@ def test_ranges_cover_all_documents(count, shares):
 def test_sources():
     assert parse_sources(["a"], "--train-data") == [(1, "a")]
     assert parse_sources(["a", "b"], "--train-data") == [(1, "a"), (1, "b")]
-    assert parse_sources(["0.7", "wiki", "3e-1", "b"], "--train-data", {"wiki": "/w"}) == [(0.7, "/w"), (0.3, "b")]
+    assert parse_sources(["0.7", "wiki", "3e-1", "b"], "--train-data") == [(0.7, "wiki"), (0.3, "b")]
     for wrong in (["0.7", "a", "0.3"], ["0.7", "a", "b", "c"], ["0", "a", "1", "b"], ["-1", "a", "2", "b"]):
         with pytest.raises(ValueError, match="--train-data"):
             parse_sources(wrong, "--train-data")

@@ -34,7 +34,7 @@ def test_text_is_tokenized_once(tmp_path, tokenizer, text):
     assert IndexedData(first.path).num_documents == 3 and "tokenizing" in said[0]
     said.clear()
     assert index_all([text], tokenizer, tmp_path, said) == [first]
-    assert len(said) == 1 and "tokenized before" in said[0]
+    assert len(said) == 1 and "read before" in said[0]
     text.write_text('{"text": "The sea."}\n')
     (changed,) = index_all([text], tokenizer, tmp_path)
     assert changed.path != first.path and IndexedData(changed.path).num_documents == 1
@@ -60,10 +60,12 @@ def test_text_and_prefixes_are_mixed_by_tokens(tmp_path, tokenizer, text):
 
 
 def test_names(tmp_path, tokenizer, text):
-    (source,) = index_all(["harbour"], tokenizer, tmp_path, corpora={"harbour": str(text)})
+    (source,) = index_all(["harbour"], tokenizer, tmp_path, corpora={"harbour": (str(text),)})
     assert IndexedData(source.path).num_documents == 3
-    with pytest.raises(ValueError, match=r"--train-data: harbor: there is no such text file.*--corpora \(harbour\)"):
-        index_all(["harbor"], tokenizer, tmp_path, corpora={"harbour": str(text)})
+    with pytest.raises(
+        ValueError, match=r"--train-data: harbor: there is no such text file.*table \[corpora\] \(harbour\)"
+    ):
+        index_all(["harbor"], tokenizer, tmp_path, corpora={"harbour": (str(text),)})
 
 
 def test_the_text_key_counts(tmp_path, tokenizer):

@@ -2,24 +2,31 @@
 
   megabert tokenize --input wiki.jsonl --tokenizer bert-vocab.txt --output data/wiki
   megabert tokenize --input novels/*.txt --tokenizer bert-large-uncased --output data/novels --workers 8
+  megabert tokenize --input data/wiki --tokenizer bert-vocab.txt --output out/wiki --to tfrecord --seq-length 512
 
-Files may be loose JSON, tight JSON, CSV, TSV or plain text, also packed by gzip, bzip2, xz or zstd; the format is found
-from the content. A pattern in quotation marks ('wiki/*.jsonl') stands for files too. An interrupted command goes on
-where it stopped when it is given again. Lines that cannot be used are listed in PREFIX.skipped.txt.
+Files may be loose JSON, tight JSON, CSV, TSV, Parquet or plain text, also packed by gzip, bzip2, xz or zstd; the format
+is found from the content. A pattern in quotation marks ('wiki/*.jsonl') stands for files too, a .lazy folder for its
+texts. An interrupted command goes on where it stopped when it is given again. Lines that cannot be used are listed in
+PREFIX.skipped.txt. With --to tfrecord the tokens are also cut into masked samples; --input may be a prefix then.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from megabert import runtime
 from megabert.config import option
+from megabert.data.options import StoredSampleOptions
 from megabert.tokenization.options import TokenizerOptions
 
 if TYPE_CHECKING:
     from megabert.data.preprocess import Progress
+    from megabert.tokenization.word_piece import WordPiece
 
 SUMMARY = "turn text into indexed token files (.bin and .idx)"
 
@@ -48,6 +55,10 @@ class TokenizeOptions:
     loose_json: bool = option(
         False, "insist on one JSON object a line; without the flag the format of each file is detected"
     )
+    text_layout: Literal["auto", "file", "blank-lines", "lines"] = option(
+        "auto", "what is a document of a plain text file: the whole file, what stands between blank lines, or a line; "
+        "auto looks at the file",
+    )  # fmt: skip
     lang: str = option("en", "language of the text (ISO 639 code), for the rules that find sentence ends", example="de")
     presplit_sentences: bool = option(
         False,
@@ -73,7 +84,7 @@ class TokenizeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TokenizeOptions, TokenizerOptions):
+class Config(TokenizeOptions, StoredSampleOptions, TokenizerOptions):
     """The command."""
 
 
@@ -91,7 +102,7 @@ def run(config: Config) -> None:
 
     from megabert.corpora import files, sentences
     from megabert.data.encoding import Reading
-    from megabert.data.indexed import with_suffix
+    from megabert.data.indexed import find_prefix, with_suffix
     from megabert.data.preprocess import tokenize
     from megabert.tokenization.named import open_tokenizer
 
@@ -103,10 +114,13 @@ def run(config: Config) -> None:
         raise ValueError(
             "--tokenizer is missing: name a vocab.txt, a tokenizer folder, or a name such as bert-large-uncased"
         )
+    if config.to != "indexed" and len(config.input) == 1 and (made := find_prefix(config.input[0])) is not None:
+        _write_samples(made, tokenizer, prefix, config)
+        return
     reading = Reading(
         text_key=config.text_key, loose_json=config.loose_json or None, language=config.lang,
         presplit=config.presplit_sentences, split_sentences=config.split_sentences,
-        max_bad_fraction=config.max_bad_fraction,
+        max_bad_fraction=config.max_bad_fraction, text_layout=config.text_layout,
     )  # fmt: skip
     prefix.parent.mkdir(parents=True, exist_ok=True)
     result = tokenize(
@@ -121,6 +135,36 @@ def run(config: Config) -> None:
     )
     if result.skipped:
         print(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
+    if config.to != "indexed":
+        _write_samples(prefix, tokenizer, prefix, config)
+
+
+def _write_samples(indexed: Path, tokenizer: WordPiece, output: Path, config: Config) -> None:
+    from megabert.data import stored_writer
+    from megabert.data.indexed import IndexedData
+    from megabert.data.samples import Vocabulary
+
+    data = IndexedData(indexed)
+    data.check_tokenizer(tokenizer.fingerprint())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    writing = stored_writer.Writing(
+        seed=config.seed, passes=config.dupe_factor, per_file=config.samples_per_file, packed=config.to.endswith(".gz")
+    )
+    begin = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        seconds = time.monotonic() - begin
+        left = runtime.duration(seconds / max(done, 1) * (total - done))
+        print(f"{done:,} of {total:,} samples written | {left} left", file=sys.stderr, flush=True)
+
+    parts = stored_writer.write(
+        data, Vocabulary.of(tokenizer), config.sample_options(), writing, output,
+        workers=config.workers or len(os.sched_getaffinity(0)), on_file=tell if config.log_interval else None,
+    )  # fmt: skip
+    print(
+        f"{parts[-1].last:,} samples of {config.seq_length} tokens in {len(parts)} "
+        f"{'file' if len(parts) == 1 else 'files'}: {parts[0].path}{' ...' if len(parts) > 1 else ''}"
+    )
 
 
 def _report(progress: Progress) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from megabert.corpora import lazy_folder
 from megabert.corpora.document import BadLine, Document
 
-Kind = Literal["loose", "tight", "paragraphs", "lines", "csv", "tsv"]
+Kind = Literal["loose", "tight", "paragraphs", "lines", "whole", "csv", "tsv", "lazy", "parquet"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
@@ -38,6 +39,8 @@ class Chunk:
         end_offset: where `data` ends, in unpacked bytes from the start of the file.
         problem: why the bytes up to `end_offset` cannot be used; `data` is empty then.
         header: the first line of a table, with the names of its columns.
+        sizes: bytes of each document, where nothing stands between them.
+        unit: what `first_line` counts: lines, rows of a Parquet file, documents.
     """
 
     path: Path
@@ -47,6 +50,8 @@ class Chunk:
     data: bytes
     problem: str = ""
     header: bytes = b""
+    sizes: tuple[int, ...] = ()
+    unit: str = "line"
 
 
 class _Array:
@@ -94,6 +99,8 @@ def _last_end(kind: Kind, buffer: bytearray, array: _Array) -> int:
         return found or buffer.find(b"\n", _MAXIMUM_TEXT_BYTES) + 1
     if kind == "csv":
         return _last_row_end(buffer)
+    if kind == "whole":
+        return buffer.find(b"\n", _MAXIMUM_TEXT_BYTES) + 1
     return buffer.rfind(b"\n") + 1
 
 
@@ -175,13 +182,17 @@ def _skip_line(file: IO[bytes]) -> int:
 def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadLine]:
     """The documents of a chunk in order, and a `BadLine` for each line that holds none though it should."""
     if chunk.problem:
-        return [BadLine(chunk.path, chunk.first_line, chunk.problem)]
+        return [BadLine(chunk.path, chunk.first_line, chunk.problem, chunk.unit)]
     if chunk.kind in ("csv", "tsv"):
         return _read_table(chunk, text_key)
     if chunk.kind == "tight":
         records = _elements(chunk)
     elif chunk.kind == "paragraphs":
         records = _paragraphs(chunk)
+    elif chunk.kind == "whole":
+        records = [(chunk.first_line, chunk.data)]
+    elif chunk.kind == "lazy":
+        records = lazy_folder.pieces(chunk.data, chunk.sizes, chunk.first_line)
     else:
         records = enumerate(chunk.data.split(b"\n"), chunk.first_line)
     read = _read_json if chunk.kind in ("loose", "tight") else _read_text
@@ -192,10 +203,14 @@ def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadL
             try:
                 items.append(read(record, text_key))
             except UnicodeDecodeError as error:
-                line += record.count(b"\n", 0, error.start)
-                items.append(BadLine(chunk.path, line, f"is not UTF-8 (byte {record[error.start]:#04x})"))
+                if chunk.unit == "line":
+                    line += record.count(b"\n", 0, error.start)
+                reason = f"is not UTF-8 (byte {record[error.start]:#04x})"
+                items.append(BadLine(chunk.path, line, reason, chunk.unit))
             except ValueError as error:
-                items.append(BadLine(chunk.path, line, str(error)))
+                items.append(BadLine(chunk.path, line, str(error), chunk.unit))
+        elif chunk.kind == "lazy":
+            items.append(BadLine(chunk.path, line, "the text is empty", chunk.unit))
     return items
 
 

@@ -26,14 +26,16 @@ class BadLine:
 
     Attributes:
         line: number of the line, from 1.
+        unit: what is counted, where a file has no lines: `row`, `document`.
     """
 
     path: Path
     line: int
     reason: str
+    unit: str = "line"
 
     def __str__(self) -> str:
-        return f"{self.path}: line {self.line}: {self.reason}"
+        return f"{self.path}: {self.unit} {self.line}: {self.reason}"
 
 
 def good_documents(

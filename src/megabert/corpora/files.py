@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from megabert.corpora import chunks
+from megabert.corpora import chunks, lazy_folder, parquet
 from megabert.corpora.document import BadLine, Document
 
 _SNIFFED_BYTES = 1 << 20
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _BYTE_ORDER = (b"\xff\xfe", b"\xfe\xff")
 _REFUSED = {
-    b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip archive", b"\x89HDF": "an HDF5 file",
     b"%PDF": "a PDF", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x80": "a pickle",
     b"ARROW1": "an Arrow file",
 }  # fmt: skip
@@ -30,7 +30,9 @@ _TIGHT_START = re.compile(rb"\[\s*[{\]]")
 # An article a line is far longer than a line of wrapped or sentence-a-line text.
 _ARTICLE_CHARACTERS = 250
 
-TextLayout = Literal["auto", "blank-lines", "lines"]
+_LAYOUTS: dict[str, chunks.Kind] = {"file": "whole", "blank-lines": "paragraphs", "lines": "lines"}
+
+TextLayout = Literal["auto", "file", "blank-lines", "lines"]
 
 
 def _open_zstd(path: Path, _mode: str) -> IO[bytes]:
@@ -87,10 +89,17 @@ def is_packed(head: bytes) -> bool:
     return head.startswith(tuple(_OPENERS))
 
 
+def first_bytes(path: Path, count: int = 16) -> bytes:
+    """The beginning of a file as it lies on the disk."""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 def matching(names: Iterable[str | Path]) -> list[Path]:
     """The files that names and patterns (`wiki/*.jsonl`, `**` for folders in between) stand for, in their order.
 
-    A name that is a file is that file, whatever signs are in it. What a pattern stands for is sorted.
+    A name that is a file is that file, whatever signs are in it. What a pattern stands for is sorted. A `.lazy` folder
+    stands for the texts in it.
 
     Raises:
         ValueError: a pattern stands for no file.
@@ -99,20 +108,28 @@ def matching(names: Iterable[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.exists() or not glob.has_magic(str(path)):
-            paths.append(path)
+            paths.append(_of_folder(path))
             continue
-        found = sorted(Path(item) for item in glob.iglob(str(path), recursive=True) if Path(item).is_file())
+        matches = (_of_folder(Path(item)) for item in glob.iglob(str(path), recursive=True))
+        found = sorted(path for path in matches if path.is_file())
         if not found:
             raise ValueError(f"no file matches {name}")
         paths += found
     return paths
 
 
-def open_bytes(path: Path, *, any_encoding: bool = False) -> IO[bytes]:
+def _of_folder(path: Path) -> Path:
+    """The texts in a `.lazy` folder; any other path as it is."""
+    texts = path / lazy_folder.NAME
+    return texts if path.is_dir() and lazy_folder.is_data(texts) else path
+
+
+def open_bytes(path: Path, *, any_encoding: bool = False, any_content: bool = False) -> IO[bytes]:
     """Open a file for reading, unpacked if its content is gzip, bzip2, xz or zstd.
 
     Args:
         any_encoding: do not refuse UTF-16.
+        any_content: refuse nothing; the caller knows what the bytes are.
 
     Raises:
         ValueError: there is no such file, it is a folder, or its content is of a kind that is not read here.
@@ -128,10 +145,10 @@ def open_bytes(path: Path, *, any_encoding: bool = False) -> IO[bytes]:
         if head.startswith(magic):
             return opener(path, "rb")  # type: ignore[return-value]
     for magic, what in _REFUSED.items():
-        if head.startswith(magic) and not (any_encoding and magic in _BYTE_ORDER):
+        if head.startswith(magic) and not any_content and not (any_encoding and magic in _BYTE_ORDER):
             raise ValueError(
-                f"{path} is {what}; loose JSON, tight JSON, CSV, TSV or plain UTF-8 text is needed, plain or packed by "
-                "gzip, bzip2, xz or zstd"
+                f"{path} is {what}; loose JSON, tight JSON, CSV, TSV, Parquet or plain UTF-8 text is needed, plain or "
+                "packed by gzip, bzip2, xz or zstd"
             )
     return path.open("rb")
 
@@ -153,14 +170,18 @@ def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout =
     Raises:
         ValueError: as `open_bytes`; the content is binary or damaged.
     """
-    if loose_json is not None:
-        open_bytes(path).close()
-        return "loose" if loose_json else "tight"
+    if lazy_folder.is_data(path):
+        return "lazy"
     try:
+        with open_bytes(path, any_content=True) as file:
+            if file.read(len(parquet.MAGIC)) == parquet.MAGIC:
+                return "parquet"
         with open_bytes(path) as file:
-            head = file.read(_SNIFFED_BYTES)
+            head = file.read(_SNIFFED_BYTES) if loose_json is None else b""
     except (EOFError, lzma.LZMAError, OSError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
+    if loose_json is not None:
+        return "loose" if loose_json else "tight"
     if b"\0" in head[:4096]:
         raise ValueError(f"{path} is a binary file; loose JSON, tight JSON or plain UTF-8 text is needed")
     for suffix in path.suffixes[-2:]:
@@ -174,7 +195,7 @@ def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout =
     if start.startswith(b"{") or any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes[-2:]):
         return "loose"
     if text_layout != "auto":
-        return "lines" if text_layout == "lines" else "paragraphs"
+        return _LAYOUTS[text_layout]
     body = start.rstrip()
     if chunks.BLANK_LINE.search(body) or len(body) < _ARTICLE_CHARACTERS * (body.count(b"\n") + 1):
         return "paragraphs"
@@ -188,6 +209,7 @@ def raw_chunks(
     *,
     loose_json: bool | None = None,
     text_layout: TextLayout = "auto",
+    text_key: str = "text",
 ) -> Iterator[chunks.Chunk]:
     """Cut a file into chunks of whole documents, so that a pool can parse them (`parse_chunk`).
 
@@ -196,17 +218,32 @@ def raw_chunks(
     Args:
         chunk_bytes: a chunk is at least this long, but the last.
         start_offset: `end_offset` of the last chunk that was finished earlier: reading goes on behind it. Counted in
-            unpacked bytes; what lies before is read again, quickly, to count its lines.
+            unpacked bytes (in rows of a Parquet file); what lies before is read again, quickly, to count its lines.
+        text_key: the column of a Parquet file that holds the text.
 
     Raises:
         ValueError: as `detect`; a packed file that is damaged or cut short.
     """
     kind = detect(path, loose_json, text_layout)
     try:
-        with open_bytes(path) as file:
-            yield from chunks.cut(file, path, kind, chunk_bytes, start_offset)
+        with open_bytes(path, any_content=kind in ("lazy", "parquet")) as file:
+            if kind == "lazy":
+                yield from _cut_lazy(file, path, chunk_bytes, start_offset)
+            elif kind == "parquet":
+                packed = file if is_packed(first_bytes(path)) else None
+                for rows in parquet.rows(path, packed, text_key, start_offset, chunk_bytes):
+                    yield chunks.Chunk(path, "loose", rows.first + 1, rows.last, rows.lines, unit="row")
+            else:
+                yield from chunks.cut(file, path, kind, chunk_bytes, start_offset)
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from None
+
+
+def _cut_lazy(file: IO[bytes], path: Path, chunk_bytes: int, start_offset: int) -> Iterator[chunks.Chunk]:
+    for number, begin, sizes in lazy_folder.spans(path, chunk_bytes, start_offset):
+        file.seek(begin)
+        data = file.read(sum(sizes))
+        yield chunks.Chunk(path, "lazy", number, begin + len(data), data, sizes=sizes, unit="document")
 
 
 def read_documents(
@@ -226,5 +263,5 @@ def read_documents(
     Raises:
         ValueError: as `raw_chunks`.
     """
-    for chunk in raw_chunks(path, loose_json=loose_json, text_layout=text_layout):
+    for chunk in raw_chunks(path, loose_json=loose_json, text_layout=text_layout, text_key=text_key):
         yield from chunks.parse_chunk(chunk, text_key=text_key)

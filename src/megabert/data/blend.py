@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from megabert.data.indexed import IndexedData
+from megabert.data.lazy import open_data
 from megabert.data.options import DataOptions
 from megabert.data.packing import PackedSampleSet
 from megabert.data.pairs import LONGEST_SENTENCE
 from megabert.data.samples import Row, RowShape, SampleSet, Vocabulary
+from megabert.data.stored import StoredSet, holds_samples
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -78,12 +80,11 @@ def is_weighted(values: Sequence[str]) -> bool:
     return len(values) > 1 and _is_number(values[0])
 
 
-def parse_sources(values: Sequence[str], flag: str, corpora: dict[str, str] | None = None) -> list[Source]:
+def parse_sources(values: Sequence[str], flag: str) -> list[Source]:
     """Read `PATH`, several paths (each with the same weight), or `WEIGHT PATH WEIGHT PATH ...`.
 
     Args:
         flag: where the values come from, for errors.
-        corpora: names that may stand for paths.
 
     Raises:
         ValueError: a weight without a path, or one that is not above 0.
@@ -92,7 +93,7 @@ def parse_sources(values: Sequence[str], flag: str, corpora: dict[str, str] | No
     pairs = list(zip(values[::2], values[1::2], strict=False)) if weighted else [("1", value) for value in values]
     if weighted and (len(values) % 2 or not all(_is_number(weight) for weight, _ in pairs)):
         raise ValueError(f"{flag}: weights and paths must take turns (0.7 first 0.3 second), not {' '.join(values)}")
-    sources = [Source(float(weight), (corpora or {}).get(path, path)) for weight, path in pairs]
+    sources = [Source(float(weight), path) for weight, path in pairs]
     for source in sources:
         if not 0 < source.weight < float("inf"):
             raise ValueError(f"{flag}: the weight of {source.path} is {source.weight:g}; it must be above 0")
@@ -126,7 +127,7 @@ class BlendedSet:
     `len` is one pass: the rows until the first of the sets was read once.
     """
 
-    def __init__(self, sets: Sequence[SampleSet | PackedSampleSet], weights: Sequence[float]) -> None:
+    def __init__(self, sets: Sequence[SampleSet | PackedSampleSet | StoredSet], weights: Sequence[float]) -> None:
         """Mix `sets` (at most 256); their rows are given the largest of their shapes."""
         assert len(sets) == len(weights) <= 256
         self.shape = RowShape(*(max(sizes) for sizes in zip(*(part.shape for part in sets), strict=True)))
@@ -157,7 +158,7 @@ class BlendedSet:
         return self.sets[number][int(self._place_of[place]) + period * int(self._taken[number])]
 
 
-RowSet = SampleSet | PackedSampleSet | BlendedSet
+RowSet = SampleSet | PackedSampleSet | StoredSet | BlendedSet
 
 
 class DataSets(NamedTuple):
@@ -177,8 +178,10 @@ def make_set(
     seed: int,
     documents: tuple[int, int] | None = None,
     name: str = "training data",
-) -> SampleSet | PackedSampleSet:
+) -> SampleSet | PackedSampleSet | StoredSet:
     """Rows of one indexed data set, packed when the options say so; arguments and errors as `SampleSet`."""
+    if holds_samples(data):
+        return StoredSet(data, vocabulary, options, seed=seed, name=name)
     samples = SampleSet(data, vocabulary, options, seed=seed, documents=documents, name=name)
     return PackedSampleSet(samples) if options.pack else samples
 
@@ -209,7 +212,7 @@ def _left_out(rows: RowSet) -> list[str]:
     left_out = sum(part.documents_left_out() for part in samples)
     if not left_out:
         return []
-    total = sum(len(part.documents) - 1 for part in samples)
+    total = sum(part.document_count for part in samples)
     reason = "have fewer than two sentences, or a sentence" if samples[0].paired else "have, among others, a sentence"
     return [
         f"{left_out:,} of {total:,} training documents {reason} of over {LONGEST_SENTENCE} tokens: they are left out"
@@ -236,8 +239,10 @@ def make_sets(
             note is made instead when it gives no sample.
     """
     vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else Vocabulary.of(tokenizer)
-    opened = {source.path: IndexedData(source.path) for source in (*train, *valid, *test)}
-    shares = list(parse_split(options.split))
+    encoding = None if isinstance(tokenizer, Vocabulary) else tokenizer
+    opened = {source.path: open_data(source.path, encoding) for source in (*train, *valid, *test)}
+    # Stored samples repeat their documents with other masks: a share of them would have been seen in training.
+    shares = [1.0, 0.0, 0.0] if options.use_tfrecords else list(parse_split(options.split))
     for number, separate in ((1, valid), (2, test)):
         if separate:
             shares[number] = 0.0
@@ -262,4 +267,6 @@ def make_sets(
             notes.append(f"no {_NAMES[number]}: {error}")
     assert made[0] is not None
     notes += _left_out(made[0])
+    if options.use_tfrecords and not valid:
+        notes.append("no validation data: stored samples are not split; name some with --valid-data")
     return DataSets(made[0], made[1], made[2], tuple(notes))

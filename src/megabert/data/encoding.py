@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from megabert import runtime
 from megabert.corpora import sentences
 from megabert.corpora.chunks import Chunk, parse_chunk
-from megabert.corpora.document import BadLine
+from megabert.corpora.document import BadLine, Document
+from megabert.corpora.files import TextLayout, raw_chunks
 from megabert.data.indexed import token_dtype
+from megabert.data.indexed_writer import IndexedWriter
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -29,6 +32,38 @@ class Reading:
     presplit: bool = False  # lines are sentences
     split_sentences: bool = True  # False: each document is one sequence
     max_bad_fraction: float = 0.01
+    text_layout: TextLayout = "auto"
+
+    work: ClassVar[str] = "tokenizing"
+    unit: ClassVar[str] = "documents"
+    writes_tokens: ClassVar[bool] = True
+
+    def chunks(self, path: Path, offset: int, chunk_bytes: int) -> Iterator[Piece]:
+        """Whole documents of a file behind `offset`, not yet read."""
+        return raw_chunks(
+            path, chunk_bytes, offset, loose_json=self.loose_json, text_layout=self.text_layout, text_key=self.text_key
+        )
+
+    def writer(self, prefix: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> IndexedWriter:
+        """What the blocks are given to."""
+        return IndexedWriter(prefix, tokenizer.vocabulary_size, fingerprint=tokenizer.fingerprint(), settings=settings)
+
+    def encoder(self, tokenizer: Tokenizer) -> Callable[[tuple[int, Any]], Block]:
+        """What makes blocks of chunks."""
+        return Encoder(tokenizer, self)
+
+    def facts(self, inputs: Sequence[Path]) -> dict[str, Any]:
+        """Entries for the side file of what is written."""
+        return {}
+
+
+class Piece(Protocol):
+    """What a reading cuts a file into: a piece ends at an offset from which the work can go on."""
+
+    @property
+    def end_offset(self) -> int:
+        """Where it ends, in unpacked bytes."""
+        ...
 
 
 class Block(NamedTuple):
@@ -47,14 +82,17 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, reading: Reading) -> None:
         """Encode with `tokenizer`."""
-        self._tokenizer, self._reading = tokenizer, reading
+        self._tokenizer, self.reading = tokenizer, reading
         self._dtype = token_dtype(tokenizer.vocabulary_size)
 
     def __call__(self, numbered: tuple[int, Chunk]) -> Block:
         """Encode a (numbered) chunk. Documents in which the tokenizer finds nothing are bad lines too."""
         _, chunk = numbered
-        reading = self._reading
-        items = parse_chunk(chunk, text_key=reading.text_key)
+        return self.encode(parse_chunk(chunk, text_key=self.reading.text_key), chunk)[0]
+
+    def encode(self, items: Sequence[Document | BadLine], chunk: Chunk) -> tuple[Block, np.ndarray]:
+        """The block of a chunk whose documents are `items`, and which documents have tokens: bool [documents]."""
+        reading = self.reading
         bad = [str(item) for item in items if isinstance(item, BadLine)]
         texts: list[str] = []
         borders = [0]
@@ -71,12 +109,17 @@ class Encoder:
         counts = np.diff(full).astype(np.int32)
         tokens = np.fromiter(itertools.chain.from_iterable(encoded), self._dtype, int(lengths.sum()))
         bad += [f"{chunk.path}: near line {chunk.first_line}: a document without any token"] * int((counts == 0).sum())
-        return Block(tokens, lengths[lengths > 0], counts[counts > 0], len(items), bad, len(chunk.data))
+        block = Block(tokens, lengths[lengths > 0], counts[counts > 0], len(items), bad, len(chunk.data))
+        return block, counts > 0
 
 
 def encode_all(
-    chunks: Iterator[tuple[int, Chunk]], tokenizer: Tokenizer, reading: Reading, workers: int
-) -> Iterator[tuple[int, Chunk, Block]]:
+    chunks: Iterator[tuple[int, Piece]], tokenizer: Tokenizer, reading: Reading, workers: int
+) -> Iterator[tuple[int, Piece, Block]]:
     """Blocks in the order of their chunks; a few chunks are under way at a time."""
-    for (number, chunk), block in runtime.map_in_order(Encoder, (tokenizer, reading), chunks, workers):
+    for (number, chunk), block in runtime.map_in_order(_encoder, (tokenizer, reading), chunks, workers):
         yield number, chunk, block
+
+
+def _encoder(tokenizer: Tokenizer, reading: Reading) -> Callable[[tuple[int, Any]], Block]:
+    return reading.encoder(tokenizer)

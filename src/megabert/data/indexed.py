@@ -12,7 +12,7 @@ import mmap
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ CHECKSUM_BLOCK = 1 << 26
 CHECKED_AT_OPEN = 1 << 26
 SCANNED_AT_OPEN = 1 << 33
 _LONGEST_FACTS = 1 << 26  # bytes; enough for the checksums of 100 TB
+
+SUFFIXES = (".bin", ".json", ".idx")
+"""Of the files beside each other: tokens, facts, index."""
 
 # Code 7 was float64 in old code and is float32 now; tokens are whole numbers, so both are refused.
 DTYPES: dict[int, np.dtype] = {
@@ -114,6 +117,8 @@ class IndexedData:
         facts: the side file's content, or {} when there is none.
     """
 
+    suffixes: ClassVar[tuple[str, str, str]] = SUFFIXES
+
     def __init__(self, path: str | Path, *, check: bool = True) -> None:
         """Open indexed data by its prefix or by one of its files.
 
@@ -131,7 +136,7 @@ class IndexedData:
         self._open(check)
 
     def _open(self, check: bool) -> None:
-        index_path, self.token_path = with_suffix(self.prefix, ".idx"), with_suffix(self.prefix, ".bin")
+        self.token_path, facts_path, index_path = (with_suffix(self.prefix, suffix) for suffix in self.suffixes)
         header = read_header(index_path)
         if not self.token_path.is_file():
             raise ValueError(f"{index_path}: the file of its tokens, {self.token_path.name}, is missing beside it")
@@ -144,7 +149,7 @@ class IndexedData:
         self.documents = np.frombuffer(index, "<i8", header.boundaries, HEADER.size + 12 * header.sequences)
         self._starts = starts
         self._scanned: int | None = None
-        self.facts = _read_facts(with_suffix(self.prefix, ".json"))
+        self.facts = _read_facts(facts_path)
         if check:
             if self.facts:
                 _check_sum(index_path, self.facts["index_crc32"], index)
@@ -170,11 +175,15 @@ class IndexedData:
                     f"{index_path}: damaged: sizes and places of the sentences from {first} on contradict each other"
                 )
             total = int(ends[-1])
-        present = self.token_path.stat().st_size
-        if present != total:
+        present, needed = self.token_path.stat().st_size, self._needed_bytes(total)
+        if present != needed:
             raise ValueError(
-                f"{self.token_path}: damaged: {present} bytes, but its index {index_path.name} needs {total}"
+                f"{self.token_path}: damaged: {present} bytes, but its index {index_path.name} needs {needed}"
             )
+
+    def _needed_bytes(self, total: int) -> int:
+        """Bytes beside an index whose sequences have `total` bytes."""
+        return total
 
     def _check_tokens(self) -> None:
         with self.token_path.open("rb") as file:
@@ -218,8 +227,21 @@ class IndexedData:
 
     def digest(self) -> str:
         """A short name for the content: equal data, equal digest (of the index alone where there are no checksums)."""
-        index = zlib.crc32(with_suffix(self.prefix, ".idx").read_bytes())
+        index = zlib.crc32(with_suffix(self.prefix, self.suffixes[2]).read_bytes())
         return f"{index:08x}-{self.num_tokens}-{zlib.crc32(repr(self.facts.get('token_crc32')).encode()):08x}"
+
+    def check_tokenizer(self, fingerprint: str) -> None:
+        """Refuse data that another tokenizer made, where the side file tells which one did.
+
+        Raises:
+            ValueError: it was another one.
+        """
+        made_by = self.facts.get("tokenizer")
+        if made_by and made_by != fingerprint:
+            raise ValueError(
+                f"{self.prefix}: was tokenized with another tokenizer than the one given (its fingerprint is "
+                f"{made_by[:12]}, not {fingerprint[:12]}); name that one with --tokenizer"
+            )
 
     def largest_id(self) -> int | None:
         """The largest id of the data: from the side file, else by reading it; None where it is too long to read.

@@ -15,12 +15,12 @@ import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from megabert import runtime
-from megabert.data.indexed import CHECKSUM_BLOCK, DTYPES, HEADER, MAGIC, VERSION, token_dtype, with_suffix
+from megabert.data.indexed import CHECKSUM_BLOCK, DTYPES, HEADER, MAGIC, SUFFIXES, VERSION, token_dtype, with_suffix
 
 _LOCK = "lock"
 _COPY_BLOCK = 1 << 20  # entries of an array handled at once
@@ -32,6 +32,8 @@ class IndexedWriter:
     As a context manager it finishes when the block ends well. When the block raises, it keeps what the last
     `checkpoint` made durable, or removes everything where there was none.
     """
+
+    suffixes: ClassVar[tuple[str, str, str]] = SUFFIXES
 
     def __init__(
         self, prefix: Path, vocabulary_size: int, *, fingerprint: str = "", settings: dict[str, Any] | None = None
@@ -48,7 +50,7 @@ class IndexedWriter:
             OSError: the folder of `prefix` cannot be made or written to.
         """
         self.prefix = prefix
-        self.dtype = token_dtype(vocabulary_size)
+        self.dtype = self.dtype_for(vocabulary_size)
         self.folder = with_suffix(prefix, ".partial")
         self._fingerprint = fingerprint
         self._settings = settings
@@ -69,6 +71,14 @@ class IndexedWriter:
             self._restore(journal)
         if not self.complete:
             self._files = {name: self._open(name, length) for name, length in self._lengths().items()}
+
+    def dtype_for(self, vocabulary_size: int) -> np.dtype:
+        """What is written is of this kind."""
+        return token_dtype(vocabulary_size)
+
+    def fits(self, tokens: np.ndarray, sizes: np.ndarray, documents: np.ndarray) -> bool:
+        """Whether the arrays of a block belong together."""
+        return int(sizes.sum()) == len(tokens) and int(documents.sum()) == len(sizes)
 
     def _take_lock(self) -> IO[bytes]:
         """The system gives the lock back when the process ends, however it ends."""
@@ -130,7 +140,7 @@ class IndexedWriter:
         """
         if not len(documents):
             return
-        assert tokens.dtype == self.dtype and int(sizes.sum()) == len(tokens) and int(documents.sum()) == len(sizes)
+        assert tokens.dtype == self.dtype and self.fits(tokens, sizes, documents)
         content = tokens.tobytes()
         self._add_sum(content)
         self._files["tokens"].write(content)
@@ -193,8 +203,8 @@ class IndexedWriter:
         # The index comes last: where it is, the other two are. A process killed here leaves a journal that says
         # "complete", and the next one does the renames that are missing. An index from before must not meet new tokens.
         if (self.folder / "tokens").exists():
-            with_suffix(self.prefix, ".idx").unlink(missing_ok=True)
-        for name, suffix in (("tokens", ".bin"), ("facts.json", ".json"), ("index", ".idx")):
+            with_suffix(self.prefix, self.suffixes[2]).unlink(missing_ok=True)
+        for name, suffix in zip(("tokens", "facts.json", "index"), self.suffixes, strict=True):
             if (self.folder / name).exists():
                 (self.folder / name).replace(with_suffix(self.prefix, suffix))
         runtime.sync_folder(self.prefix.parent)

@@ -15,8 +15,9 @@ class DataOptions:
     """Training data and samples."""
 
     train_data: tuple[str, ...] = option(
-        (), "text files (loose JSON, tight JSON, plain text), prefixes of indexed data, or names given with --corpora; "
-        "several may each follow a weight", aliases=("data-path", "train-data-path"), metavar="[WEIGHT] PATH",
+        (), "text files (JSON, CSV, Parquet, plain text), patterns of them, .lazy folders, prefixes of indexed data, "
+        "or names given with --corpora; several may each follow a weight", aliases=("data-path", "train-data-path"),
+        metavar="[WEIGHT] PATH",
         example="0.7 wiki_text_sentence 0.3 pubmed_text_sentence",
     )  # fmt: skip
     valid_data: tuple[str, ...] = option(
@@ -27,9 +28,14 @@ class DataOptions:
         (), "separate data for the test after training; the test share of --split is then unused",
         aliases=("test-data-path",), metavar="[WEIGHT] PATH", example="test.jsonl",
     )  # fmt: skip
-    corpora: dict[str, str] = option(
-        {}, "names that --train-data, --valid-data and --test-data may use instead of paths",
-        example="wikipedia=/data/wiki.jsonl",
+    corpora: dict[str, tuple[str, ...]] = option(
+        {}, "names that --train-data, --valid-data and --test-data may use instead of paths or patterns; in a config "
+        "file a table: [corpora], and in it wikipedia = [\"/data/wiki/*.jsonl\"]",
+        example="'wikipedia=/data/wiki/*.jsonl'",
+    )  # fmt: skip
+    use_tfrecords: bool = option(
+        False, "the data are samples that were stored with their masks: TFRecords of create_pretraining_data.py, or "
+        "NVIDIA's HDF5 files; they are read as they are, with NSP as the pair task", aliases=("use-hdf5",),
     )  # fmt: skip
     split: str = option(
         "949,50,1", "shares of training, validation and test, by documents, in their order in the file; any scale, "
@@ -53,9 +59,14 @@ class DataOptions:
     presplit_sentences: bool = option(
         False, "each line of a document is one sentence already: do not look for sentence ends"
     )
+    text_layout: Literal["auto", "file", "blank-lines", "lines"] = option(
+        "auto", "what is a document of a plain text file: the whole file, what stands between blank lines, or a line; "
+        "auto looks at the file",
+    )  # fmt: skip
     lazy_loader: bool = option(
-        False, "accepted from old command lines and without effect: documents are always read from disk"
-    )
+        False, "copy no text and no tokens: documents stay in their files (loose JSON) and are tokenized when they are "
+        "read; only an index is made",
+    )  # fmt: skip
     seq_length: int = option(
         512, "longest sample in tokens, [CLS] and [SEP] included", aliases=("max-seq-length",), minimum=8, example="128"
     )
@@ -95,8 +106,9 @@ class DataOptions:
 
     @property
     def pairs(self) -> Literal["sop", "nsp", "none"]:
-        """The sentence-pair task after both spellings are read."""
-        return self.pair_task if self.bert_binary_head else "none"
+        """The sentence-pair task after both spellings are read; stored samples know only NSP."""
+        task = self.pair_task if self.bert_binary_head else "none"
+        return "nsp" if self.use_tfrecords and task != "none" else task
 
     def of(self, field: str) -> Self:
         """The options as they hold for the data of `train_data`, `valid_data` or `test_data`.
@@ -115,3 +127,36 @@ class DataOptions:
                 f"{flag} is for --valid-data and --test-data; data that --split takes off is read as the rest"
             )
         return self if field == "train_data" else dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSampleOptions:
+    """Samples for other programs (--to tfrecord).
+
+    Defaults and further names of the flags are those of BERT's create_pretraining_data.py.
+    """
+
+    to: Literal["indexed", "tfrecord", "tfrecord.gz"] = option(
+        "indexed", "what to write: indexed data; or also samples with masks, as create_pretraining_data.py writes them"
+    )
+    seq_length: int = option(
+        128, "longest sample in tokens, [CLS] and [SEP] included", aliases=("max-seq-length",), minimum=8
+    )
+    max_preds_per_seq: int = option(
+        20, "most tokens to predict in a sample", aliases=("max-predictions-per-seq",), minimum=1
+    )
+    mask_prob: float = option(
+        0.15, "share of a sample's tokens to predict", aliases=("masked-lm-prob",), above=0, maximum=1
+    )
+    short_seq_prob: float = option(0.1, "share of samples with a random, shorter length", minimum=0, maximum=1)
+    masking: Literal["token", "whole-word", "ngram"] = option("token", "what is masked at once")
+    dupe_factor: int = option(10, "passes over the documents, each with other cuts and masks", minimum=1)
+    seed: int = option(12345, "of cuts and masks", aliases=("random-seed",), minimum=0)
+    samples_per_file: int = option(100_000, "after so many samples the next file begins", minimum=1)
+
+    def sample_options(self) -> DataOptions:
+        """How samples are cut and masked."""
+        return DataOptions(
+            seq_length=self.seq_length, max_preds_per_seq=self.max_preds_per_seq, mask_prob=self.mask_prob,
+            short_seq_prob=self.short_seq_prob, masking=self.masking, pair_task="nsp",
+        )  # fmt: skip

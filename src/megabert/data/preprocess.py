@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megabert import runtime
-from megabert.corpora.chunks import Chunk
-from megabert.corpora.files import raw_chunks
-from megabert.data.encoding import Block, Reading, encode_all
+from megabert.corpora import files
+from megabert.data.encoding import Block, Piece, Reading, encode_all
 from megabert.data.indexed import with_suffix
 from megabert.data.indexed_writer import IndexedWriter
-from megabert.data.options import DataOptions
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -28,7 +26,6 @@ CHUNK_BYTES = 1 << 19
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
 _LINES_BEFORE_STOPPING = 1000  # a share of bad lines says little before so many were seen
 _BYTES_WORTH_A_WORKER = 2_000_000
-_PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Progress(NamedTuple):
@@ -79,12 +76,12 @@ class _Skipped:
         self._file.close()
 
 
-def _chunks(inputs: Sequence[Path], reading: Reading, start: dict[str, Any]) -> Iterator[tuple[int, Chunk]]:
+def _chunks(inputs: Sequence[Path], reading: Reading, start: dict[str, Any]) -> Iterator[tuple[int, Piece]]:
     """(number of the file, chunk) from where `start` says on."""
     first = start.get("file", 0)
     for number, path in enumerate(inputs[first:], first):
         offset = start.get("offset", 0) if number == first else 0
-        for chunk in raw_chunks(path, CHUNK_BYTES, offset, loose_json=reading.loose_json):
+        for chunk in reading.chunks(path, offset, CHUNK_BYTES):
             yield number, chunk
 
 
@@ -93,7 +90,7 @@ class _Clock:
 
     def __init__(self, inputs: Sequence[Path], start: dict[str, Any]) -> None:
         self._sizes = [path.stat().st_size for path in inputs]
-        self._plain = not any(path.suffix in _PACKED for path in inputs)
+        self._plain = not any(files.is_packed(files.first_bytes(path)) for path in inputs)
         self._begin = time.monotonic()
         self._start = self._place(start.get("file", 0), start.get("offset", 0))
         self.text_bytes = 0
@@ -171,9 +168,7 @@ def tokenize(
     settings = _settings(inputs, tokenizer, reading)
     size = sum(path.stat().st_size for path in inputs)
     workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
-    with IndexedWriter(
-        prefix, tokenizer.vocabulary_size, fingerprint=settings["tokenizer"], settings=settings
-    ) as writer:
+    with reading.writer(prefix, tokenizer, settings) as writer:
         report = with_suffix(prefix, ".skipped.txt")
         if writer.complete:
             writer.finish()
@@ -191,6 +186,7 @@ def tokenize(
             skipped.path.replace(report)
         else:
             report.unlink(missing_ok=True)
+        writer.finish(reading.facts(inputs))
     return result
 
 
@@ -243,12 +239,12 @@ def tokenize_files(
     inputs: Sequence[Path],
     tokenizer: Tokenizer,
     prefix: Path,
-    options: DataOptions,
+    reading: Reading,
     *,
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Progress:
-    """`tokenize` with the options of a training run, told line by line.
+    """`tokenize`, told line by line.
 
     Args:
         say: takes each line of progress.
@@ -257,17 +253,12 @@ def tokenize_files(
         ValueError, OSError: as `tokenize`.
     """
     size = sum(path.stat().st_size for path in inputs if path.is_file())
-    reading = Reading(
-        text_key=options.text_key,
-        loose_json=options.loose_json or None,
-        presplit=options.presplit_sentences,
-        max_bad_fraction=options.max_bad_fraction,
-    )
-    say(f"tokenizing {size / 1e6:.1f} MB in {len(inputs)} {'file' if len(inputs) == 1 else 'files'}: {prefix}")
+    say(f"{reading.work} {size / 1e6:.1f} MB in {len(inputs)} {'file' if len(inputs) == 1 else 'files'}: {prefix}")
     result = tokenize(
         inputs, tokenizer, prefix, reading=reading, workers=workers, on_progress=lambda progress: say(str(progress))
     )
-    say(f"tokenized: {result.documents:,} documents, {result.tokens:,} tokens in {runtime.duration(result.seconds)}")
+    tokens = f", {result.tokens:,} tokens" if reading.writes_tokens else ""
+    say(f"{result.documents:,} {reading.unit}{tokens} in {runtime.duration(result.seconds)}")
     if result.skipped:
         say(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
     return result

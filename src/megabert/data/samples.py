@@ -230,10 +230,19 @@ class SampleSet:
 
     def __getitem__(self, index: int) -> Row:
         """Row `index`; any index from 0 on."""
+        return assemble([self.sample_of(index)], self.shape, self.vocabulary.pad_id)
+
+    def sample_of(self, index: int) -> Sample:
+        """The sample of row `index`."""
         epoch, place = divmod(index, len(self.map))
         table = self.map_of(epoch)
         place = reordered(place, len(self.map), self.seed, epoch) if len(table) > LONGEST_MAP else place % len(table)
-        return assemble([self.sample(table[place], index)], self.shape, self.vocabulary.pad_id)
+        return self.sample(table[place], index)
+
+    @property
+    def document_count(self) -> int:
+        """Documents that are not empty."""
+        return len(self.documents) - 1
 
     def documents_left_out(self) -> int:
         """Documents that give no sample: too few sentences, or one of several that is overlong."""

@@ -6,16 +6,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabert.config import flag_name
-from megabert.corpora import builtin, files
+from megabert.corpora import builtin, files, lazy_folder
 from megabert.corpora.document import good_documents
-from megabert.data import preprocess
+from megabert.data import lazy, preprocess, stored_reading
 from megabert.data.blend import Source, is_weighted, parse_sources
-from megabert.data.indexed import IndexedData, find_prefix, with_suffix
+from megabert.data.encoding import Reading
+from megabert.data.indexed import find_prefix, with_suffix
+from megabert.data.lazy import open_data
 from megabert.data.options import DataOptions
 
 if TYPE_CHECKING:
@@ -60,31 +62,52 @@ def resolve(values: Sequence[str], field: str, options: DataOptions, cache: Path
         OSError: the cache cannot be written.
     """
     flag = f"--{flag_name(field)}"
-    sources = parse_sources(values, flag, options.corpora)
     texts: list[Text] = []
     indexed: list[Source] = []
-    for source in sources:
-        if source.path == BUILTIN and not Path(BUILTIN).exists():
-            texts.append(Text(source.weight, (_builtin(cache),)))
-        elif find_prefix(source.path) is not None:
-            indexed.append(source)
-        else:
-            paths = tuple(files.matching([source.path]))
-            path = paths[0]
-            if not path.exists():
-                known = f", or one of --corpora ({', '.join(options.corpora)})" if options.corpora else ""
-                raise ValueError(
-                    f"{flag}: {source.path}: there is no such text file and no indexed data of this name "
-                    f"({path.name}.idx); a path is needed{known}, or the name {BUILTIN}; --corpora NAME=PATH gives a "
-                    "path a name"
-                )
-            for path in paths:
-                files.detect(path, options.loose_json or None)
-            texts.append(Text(source.weight, paths))
     weighted = is_weighted(values)
+    for source in parse_sources(values, flag):
+        paths: list[Path] = []
+        prefixes: list[Source] = []
+        for name in options.corpora.get(source.path, (source.path,)):
+            if name == BUILTIN and not Path(BUILTIN).exists():
+                paths.append(_builtin(cache))
+            elif find_prefix(name) is not None:
+                prefixes.append(source._replace(path=name))
+            else:
+                paths += _files(name, flag, options)
+        if weighted and len(prefixes) + bool(paths) > 1:
+            raise ValueError(
+                f"{flag}: {source.path} stands for several data sets, which one weight does not divide; give each its "
+                "own name and weight"
+            )
+        indexed += prefixes
+        if paths:
+            texts.append(Text(source.weight, tuple(paths)))
+    if options.use_tfrecords and indexed:
+        raise ValueError(f"{flag}: {indexed[0].path} is indexed data; --use-tfrecords is for files of stored samples")
     if texts and not weighted:
         texts = [Text(1.0, tuple(path for text in texts for path in text.paths))]
     return Named(tuple(texts), tuple(indexed), weighted)
+
+
+def _files(name: str, flag: str, options: DataOptions) -> list[Path]:
+    """The files that a name stands for, each of a kind that the options read."""
+    paths = files.matching([name])
+    if not paths[0].exists():
+        known = f", or one of the table [corpora] ({', '.join(options.corpora)})" if options.corpora else ""
+        raise ValueError(
+            f"{flag}: {name}: there is no such text file and no indexed data of this name ({paths[0].name}.idx); a "
+            f"path is needed{known}, or the name {BUILTIN}. To give a path this name, write [corpora] and below it "
+            f'{name} = "PATH" into a --config file, or say --corpora {name}=PATH'
+        )
+    for path in paths:
+        if options.use_tfrecords:
+            stored_reading.shape_of(path)
+        elif (kind := stored_reading.kind_of(path)) is not None:
+            raise ValueError(f"{flag}: {path} holds samples stored as {kind.upper()}, no text; add --use-tfrecords")
+        else:
+            files.detect(path, options.loose_json or None, options.text_layout)
+    return paths
 
 
 def _builtin(cache: Path) -> Path:
@@ -104,9 +127,12 @@ def texts_of(named: Named, options: DataOptions) -> Iterator[str]:
     """
     if not named.texts:
         raise ValueError("--tokenizer is missing: indexed data needs the tokenizer that made it")
+    if options.use_tfrecords:
+        raise ValueError("--tokenizer is missing: stored samples need the vocabulary that they were made with")
     paths = [path for text in named.texts for path in text.paths]
+    reading = {"text_key": options.text_key, "loose_json": options.loose_json or None}
     items = itertools.chain.from_iterable(
-        files.read_documents(path, text_key=options.text_key, loose_json=options.loose_json or None) for path in paths
+        files.read_documents(path, text_layout=options.text_layout, **reading) for path in paths
     )
     try:
         for document in good_documents(items):
@@ -137,14 +163,9 @@ def index(
     ]
     sources += named.indexed
     # Whoever makes rows of the data checks it; here only its side file and its length are read.
-    opened = [(source, IndexedData(source.path, check=False)) for source in sources]
-    for source, data in opened:
-        made_by = data.facts.get("tokenizer")
-        if made_by and made_by != tokenizer.fingerprint():
-            raise ValueError(
-                f"{source.path}: was tokenized with another tokenizer than the one given (its fingerprint is "
-                f"{made_by[:12]}, not {tokenizer.fingerprint()[:12]}); name that one with --tokenizer"
-            )
+    opened = [(source, open_data(source.path, tokenizer, check=False)) for source in sources]
+    for _, data in opened:
+        data.check_tokenizer(tokenizer.fingerprint())
     if named.weighted or len(opened) == 1:
         return sources
     return [source._replace(weight=float(max(data.num_tokens, 1))) for source, data in opened]
@@ -152,20 +173,43 @@ def index(
 
 def digest(sources: Sequence[Source]) -> str:
     """A short name for the content and the weights of indexed data."""
-    content = [(source.weight, IndexedData(source.path, check=False).digest()) for source in sources]
+    content = [(source.weight, open_data(source.path, None, check=False).digest()) for source in sources]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _tokenized(
     text: Text, tokenizer: Tokenizer, options: DataOptions, cache: Path, workers: int | None, say: Callable[[str], None]
 ) -> Path:
-    """The prefix of the tokenized text in the cache; its name depends on files, tokenizer and way of reading."""
+    """The prefix of what the cache keeps of the text; its name depends on files, tokenizer and way of reading."""
+    reading, ending = _reading(text, options, say)
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in text.paths]
-    reading = (options.text_key, options.loose_json, options.presplit_sentences)
-    key = hashlib.sha256(json.dumps([states, tokenizer.fingerprint(), reading]).encode()).hexdigest()[:12]
-    prefix = cache / f"{text.paths[0].name.split('.')[0]}-{key}_text_sentence"
-    if with_suffix(prefix, ".idx").is_file():
-        say(f"tokenized before: {prefix}")
+    key = hashlib.sha256(json.dumps([states, tokenizer.fingerprint(), asdict(reading)]).encode()).hexdigest()[:12]
+    first = text.paths[0].parent if lazy_folder.is_data(text.paths[0]) else text.paths[0]
+    prefix = cache / f"{first.name.split('.')[0]}-{key}{ending}"
+    if with_suffix(prefix, lazy.SUFFIXES[2] if isinstance(reading, lazy.LazyReading) else ".idx").is_file():
+        say(f"{reading.unit} read before: {prefix}")
         return prefix
-    preprocess.tokenize_files(text.paths, tokenizer, prefix, options, workers=workers, say=say)
+    preprocess.tokenize_files(text.paths, tokenizer, prefix, reading, workers=workers, say=say)
     return prefix
+
+
+def _reading(text: Text, options: DataOptions, say: Callable[[str], None]) -> tuple[Reading, str]:
+    """How the files are read, and the end of the name of what is made of them."""
+    if options.use_tfrecords:
+        shape = stored_reading.shape_of(text.paths[0])
+        stored_reading.check_shape(shape, options, str(text.paths[0]))
+        stored = stored_reading.StoredReading(
+            positions=shape.positions, predictions=shape.predictions, max_bad_fraction=options.max_bad_fraction
+        )
+        return stored, "_samples"
+    reading = Reading(
+        text_key=options.text_key, loose_json=options.loose_json or None, presplit=options.presplit_sentences,
+        max_bad_fraction=options.max_bad_fraction, text_layout=options.text_layout,
+    )  # fmt: skip
+    if not options.lazy_loader:
+        return reading, "_text_sentence"
+    for path in text.paths:
+        if why := lazy.why_not(path, reading):
+            say(f"--lazy-loader: {path} cannot be read at any place, since {why}; its tokens are written to the disk")
+            return reading, "_text_sentence"
+    return lazy.LazyReading(**asdict(reading)), "_text"

@@ -56,7 +56,6 @@ class JudgedFlags:
     fp16_lm_cross_entropy: bool | None = _former("refused")
     adlr_autoresume: bool | None = _former("refused")
     adlr_autoresume_interval: int | None = _former("of --adlr-autoresume")  # type: ignore[assignment]
-    use_tfrecords: bool | None = _former("refused")
     use_flash_attn: bool | None = _former("refused")
     delim: str | None = _former("found from the first line of a table")  # type: ignore[assignment]
     tokenizer_path: Path | None = _former("refused")  # type: ignore[assignment]
@@ -89,7 +88,6 @@ _REFUSED = {
     "fp16_lm_cross_entropy": "the loss is always computed in float32; leave it out",
     "adlr_autoresume": "belongs to one company's cluster; SIGTERM and --exit-duration-in-mins save and end the run, "
     "and the same command goes on with it",
-    "use_tfrecords": "TFRecords are not read; give the text itself, or data made by megabert tokenize, as --train-data",
     "use_flash_attn": "say --attention-implementation flash (on a GPU); the default needs no other package",
     "tokenizer_path": "SentencePiece models are not read; name a WordPiece vocabulary with --tokenizer, or leave it "
     "out to have one trained",

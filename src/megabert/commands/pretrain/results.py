@@ -67,7 +67,7 @@ def test(trainer: Trainer, sets: DataSets, sources: dict[str, list[Source]], con
     if rows is None or evaluation is None or not leads:
         return
     record = evaluation.record("test")
-    limit, common = evaluation_rows_of(config), baseline.commonest_token(sources["train_data"])
+    limit, common = evaluation_rows_of(config), baseline.commonest_token(sources["train_data"], sets.train)
     record["test_lm_unigram_accuracy"] = baseline.unigram_accuracy(common, rows, limit)
     metrics = JsonLines(folder / "metrics.jsonl", after=step)
     metrics.write({"step": step, **record, "test_identity": identity})
