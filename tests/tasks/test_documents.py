@@ -33,7 +33,14 @@ RELATIONS = "".join(json.dumps({"text": f"<< a >> {n} [[ b ]]", "label": n}) + "
 SWAG = "fold-ind,sent1,sent2,ending0,ending1,label\n1,Ada wrote,the,report,city,0\n2,it was,in,Ada,Paris,1\n"
 RACE = json.dumps({"article": "Ada wrote.", "questions": ["It was _ .", "Who?"], "options": [["a", "b"], ["Ada", "c"]],
                    "answers": ["A", "A"], "id": "1"})  # fmt: skip
+MNLI = "".join(
+    f"{n}\t" + "-\t" * 7 + f"the report\tit is {word}\tx\t{word}\n"
+    for n, word in enumerate(("gold_label", "entailment", "neutral", "contradiction"))
+).replace("the report\tit is gold_label", "sentence1\tsentence2")
+UTTERANCES = {"seq.in": "in paris\nby ada\n", "seq.out": "O B-city\nO B-name\n", "label": "where\nwho\n"}
 FILES = {
+    **{f"atis/{part}/{name}": text for part in ("train", "valid", "test") for name, text in UTTERANCES.items()},
+    "prose.txt": "Ada wrote the report, in Paris. Who was it?\n", "MNLI/train.tsv": MNLI, "MNLI/dev_matched.tsv": MNLI,
     "train-v1.1.json": squad(False), "dev-v1.1.json": squad(False), "train-v2.0.json": squad(True),
     "dev-v2.0.json": squad(True), "train.tsv": CLASSES, "dev.tsv": CLASSES, "test.tsv": CLASSES,
     "texts.txt": "the report\nAda wrote\n", "similar.tsv": "a\tb\t0.5\nc\td\t2\ne\tf\t5\n", "RTE/train.tsv": RTE,

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from megabert.tasks.token_classification import TokenClassification, windows
+from megabert.tasks.token_classification import TokenClassification
+from megabert.tasks.words import windows
 
 CONLL = "The\tO\nParis\tB-A\nLondon\tI-A\n\x00\tO\n.\tO\n\nxyxyxyxyxyxyxyxyxyxyxyxy\tB-B\nis\tO\n"
 
@@ -21,7 +22,7 @@ def test_no_word_is_lost(tokenizer, write, length, stride, pieces):
     task = task.learned(examples)
     assert task.labels == ("O", "B-A", "B-B", "I-A") and task.scheme == "iob2"
     features = task.features(examples, tokenizer)
-    answered = [(one.example, word) for one in features for word, _, _ in one.facts.words]
+    answered = [(one.example, word) for one in features for word, _, _ in one.facts]
     assert sorted(answered) == [(n, w) for n, example in enumerate(examples) for w in range(len(example.words))]
     assert all(one.length <= length for one in features)
     predictions = task.decode(gold_outputs(task, features), features, examples)

@@ -2,6 +2,7 @@
 
   megabert evaluate runs/ner --file test.tsv
   megabert evaluate runs/mnli --file dev_matched.tsv dev_mismatched.tsv --output scores/
+  megabert evaluate runs/mnli --labels sports,politics --file test.tsv
 
 Every example is scored, once. Scores are printed, and written to scores.json with tables by class; predictions.jsonl
 holds what was said about each example, and report.html shows all of it in a browser.
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megabert.config import option
+from megabert.tasks.options import ZeroShotOptions
 
 SUMMARY = "score a fine-tuned model on a file of examples"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ZeroShotOptions):
     """The command."""
 
     model: Path = option(dataclasses.MISSING, "a run folder of finetune, or its model/", positional=True)
@@ -50,11 +52,13 @@ def run(config: Config) -> None:
 
     from megabert.serving import fine_tuned
     from megabert.serving.page import write_report
+    from megabert.tasks import zero_shot
 
     model = fine_tuned.FineTuned.from_path(
         config.model, device=fine_tuned.chosen_device(config.device), batch_tokens=config.batch_tokens,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
     )  # fmt: skip
+    model.task = zero_shot.of(model.task, config)
     read = [model.task.examples(file) for file in config.file]
     for file, stem, examples in zip(config.file, stems, read, strict=True):
         answers = model.answer(examples)

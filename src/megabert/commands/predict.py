@@ -2,6 +2,7 @@
 
   megabert predict runs/ner --input texts.txt --output predictions.jsonl
   megabert predict runs/squad --text "Who wrote it?" --text-pair "The report was written by Ada."
+  megabert predict runs/mnli --labels sports,politics --hypothesis "It is about {}." --text "A goal in extra time."
   megabert predict fill-mask runs/demo --text "This function returns a [MASK]."
   megabert predict fill-mask runs/demo --input masked.txt --top-k 3 --json > answers.jsonl
   megabert predict next-sentence runs/demo --text "Close the file." --text-pair "Then open it again."
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert.config import option
+from megabert.tasks.options import ZeroShotOptions
 
 if TYPE_CHECKING:
     from megabert.serving.predictor import Guess, Predictor
@@ -36,7 +38,7 @@ _TOGETHER = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ZeroShotOptions):
     """The command."""
 
     task: str = option(
@@ -74,6 +76,8 @@ def run(config: Config) -> None:
         return
     if config.output is not None:
         raise ValueError("--output is for a fine-tuned model; --json writes lines to standard output")
+    if config.labels:
+        raise ValueError(f"--labels is for a model that was fine-tuned (mnli), not for {config.task}")
     if config.text_pair and config.task != "next-sentence":
         raise ValueError("--text-pair is for next-sentence; fill-mask takes --text only")
     questions = _questions(config)
@@ -118,10 +122,12 @@ def _fine_tuned(config: Config) -> None:
     import torch
 
     from megabert.serving import fine_tuned
+    from megabert.tasks import zero_shot
 
     model = fine_tuned.FineTuned.from_path(
         place, device=fine_tuned.chosen_device(config.device), dtype=torch.bfloat16 if config.bf16 else torch.float32
     )
+    model.task = zero_shot.of(model.task, config)
     if config.input is not None:
         examples = model.task.examples(config.input, labelled=False)
     else:

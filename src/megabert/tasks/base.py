@@ -123,6 +123,10 @@ class Task(ABC):
             ValueError: the file is empty, or a broken example, by file and line.
         """
 
+    def files(self, path: Path) -> list[Path]:
+        """The files that `examples` reads when it is given this path."""
+        return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
     @abstractmethod
     def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[Any]:
         """Examples without answers, of texts or pairs of texts that were typed; `place` is for errors.

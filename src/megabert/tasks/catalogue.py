@@ -8,17 +8,20 @@ from typing import Any
 from megabert import config as configuration
 from megabert.tasks import glue
 from megabert.tasks.base import Task
+from megabert.tasks.intent_slot import IntentSlot
 from megabert.tasks.multiple_choice import MultipleChoice
+from megabert.tasks.punctuation import Punctuation
 from megabert.tasks.question_answering import QuestionAnswering
 from megabert.tasks.relation_extraction import RelationExtraction
 from megabert.tasks.sequence_classification import Regression, SequenceClassification
 from megabert.tasks.token_classification import TokenClassification
+from megabert.tasks.zero_shot import ZeroShot
 
 CLASSES: Mapping[str, type[Task]] = {
     kind.name: kind
     for kind in (
         QuestionAnswering, SequenceClassification, Regression, TokenClassification, glue.GlueClassification,
-        glue.GlueRegression, RelationExtraction, MultipleChoice,
+        glue.GlueRegression, RelationExtraction, MultipleChoice, IntentSlot, Punctuation, ZeroShot,
     )
 }  # fmt: skip
 """A task's own name -> its class."""
@@ -34,6 +37,12 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ner": ("token-classification", {}),
     "relation-extraction": ("relation-extraction", {}),
     "chemprot": ("relation-extraction", {}),
+    "intent-slot": ("intent-slot", {}),
+    "atis": ("intent-slot", {}),
+    "snips": ("intent-slot", {}),
+    "punctuation": ("punctuation", {}),
+    "punctuation-capitalization": ("punctuation", {}),
+    "zero-shot": ("zero-shot", {}),
     "multiple-choice": ("multiple-choice", {}),
     "swag": ("multiple-choice", {}),
     "race": ("multiple-choice", {"order": "choice", "max_seq_length": 512}),

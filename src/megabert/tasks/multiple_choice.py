@@ -65,14 +65,17 @@ class MultipleChoice(Task):
     def examples(self, path: Path, *, labelled: bool = True) -> list[ChoiceExample]:
         """Read SWAG's CSV (startphrase or sent1 and sent2, ending0, ..., label), RACE's files or a folder of them
         (article, questions, options, answers), or JSONL with context, choices and label."""
-        files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-        found = [example for file in files for example in _read(file, labelled)]
+        found = [example for file in self.files(path) for example in _read(file, labelled)]
         if found:
             count = len(found[0].choices)
             odd = next((one for one in found if len(one.choices) != count), None)
             if odd is not None:
                 raise ValueError(f"{odd.place}: {len(odd.choices)} choices, but the examples before have {count}")
         return readers.not_empty(found, path)
+
+    def files(self, path: Path) -> list[Path]:
+        """Of a folder the `.txt` files in it, as RACE has them."""
+        return sorted(path.rglob("*.txt")) if path.is_dir() else [path]
 
     def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[ChoiceExample]:
         """A text and its choices, all with tabs between them."""

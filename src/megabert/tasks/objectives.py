@@ -40,6 +40,7 @@ class Classes:
         weights: of each class; a class is then worth that many examples of weight 1 in the sum. The count stays that of
             examples, so weights should have a mean of 1 over the training examples (`balanced`).
         logits: attribute of the model's output.
+        columns: the classes among those of the head, where one matrix holds several classifiers; left out, all.
         share: the term's weight in the whole loss.
     """
 
@@ -50,6 +51,7 @@ class Classes:
         target: str = "labels",
         weights: Sequence[float] | None = None,
         logits: str = "logits",
+        columns: slice = slice(None),
         share: float = 1.0,
     ):
         self.term = term
@@ -57,6 +59,7 @@ class Classes:
         self.targets = frozenset({target})
         self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self.logits = logits
+        self.columns = columns
         self.share = share
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -65,7 +68,7 @@ class Classes:
 
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Summed cross entropy."""
-        logits, labels = getattr(outputs, self.logits), batch[self.target]
+        logits, labels = self._scores(outputs), batch[self.target]
         if self.weights is None:
             return {self.term: self.share * summed_cross_entropy(logits, labels)}
         total = torch.nn.functional.cross_entropy(
@@ -77,7 +80,10 @@ class Classes:
     @torch.no_grad()
     def hits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """How many labels have the highest logit."""
-        return {self.term: (getattr(outputs, self.logits).argmax(-1) == batch[self.target]).sum()}
+        return {self.term: (self._scores(outputs).argmax(-1) == batch[self.target]).sum()}
+
+    def _scores(self, outputs: Any) -> Tensor:
+        return getattr(outputs, self.logits)[..., self.columns]
 
 
 class Number:

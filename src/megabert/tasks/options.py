@@ -28,7 +28,7 @@ class TaskOptions:
         None, "multiple choice: what comes first in a row; left out, the context, for race the choice as in Megatron-LM"
     )
     scheme: Literal["auto", "iob1", "iob2", "iobes", "io"] | None = option(
-        None, "token classification: how labels write entities; left out, the training file shows it", example="iob2"
+        None, "words' labels: how they write entities; left out, the training file shows it", example="iob2"
     )
     label_pieces: Literal["first", "all"] | None = option(
         None,
@@ -36,8 +36,20 @@ class TaskOptions:
         "did; left out, the first",
     )
     stride: int | None = option(
-        None, "token classification: pieces that the windows of a long text share; left out, 32", minimum=0
+        None, "words' labels: pieces that the windows of a long text share; left out, 32", minimum=0
     )
+    intent_share: float | None = option(
+        None, "intents and slots: the weight of the intents' loss, the slots have the rest; left out, 0.6",
+        aliases=("intent-loss-weight",), minimum=0.0, maximum=1.0,
+    )  # fmt: skip
+    marks: str | None = option(
+        None, "punctuation: the marks that plain texts teach; left out, comma, full stop and question mark",
+        example='",.?!"',
+    )  # fmt: skip
+    margin: int | None = option(
+        None, "punctuation: pieces of context on both sides of a word, in the windows of a long text; left out, 16",
+        minimum=0,
+    )  # fmt: skip
     no_answer: bool | None = option(
         None, "question answering: a question may have no answer (SQuAD 2.0)", aliases=("version-2-with-negative",)
     )
@@ -62,6 +74,28 @@ class TaskOptions:
     repair: bool | None = option(
         None, "question answering: replace a wrong answer_start by the nearest place where the answer stands",
         aliases=("repair-offsets",),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions:
+    """Classes that a model of natural language inference was not taught."""
+
+    labels: tuple[str, ...] = option(
+        (), "zero-shot: the labels to choose among, for a model that was taught entailment (mnli); one value may hold "
+        "several with commas between them", aliases=("candidate-labels",), example="sports,politics",
+    )  # fmt: skip
+    hypothesis: str | None = option(
+        None, "zero-shot: the sentence that a label makes, {} in its place; left out, 'This example is {}.'",
+        aliases=("hypothesis-template",), example='"This text is about {}."',
+    )  # fmt: skip
+    multi_label: bool = option(False, "zero-shot: a text may have any number of the labels; each is judged for itself")
+    entailment_label: str | None = option(
+        None, "zero-shot: the model's class that means entailment; left out, the one that is called so", example="0"
+    )
+    contradiction_label: str | None = option(
+        None, "zero-shot: the model's class that means contradiction; left out, the one that is called so, if any",
+        example="2",
     )  # fmt: skip
 
 

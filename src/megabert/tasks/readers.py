@@ -240,6 +240,12 @@ def labels_beside(path: Path) -> Path | None:
     return beside if beside.is_file() else None
 
 
+def with_labels(path: Path) -> list[Path]:
+    """A file, and NeMo's labels file that belongs to it, if there is one."""
+    beside = labels_beside(path)
+    return [path] if beside is None else [path, beside]
+
+
 def not_empty(examples: list, path: Path) -> list:
     """The examples.
 

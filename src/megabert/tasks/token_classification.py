@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from megabert.metrics import classification, entities
-from megabert.tasks import readers
-from megabert.tasks.base import NO_LABEL, Example, Features, Prediction, Task, pair_of, softmax, unknown_label
+from megabert.tasks import readers, words
+from megabert.tasks.base import Features, Prediction, Task, unknown_label
 from megabert.tasks.cases import Case, of_tags
 from megabert.tasks.readers import Tagged
+from megabert.tasks.words import WordsExample
 from megabert.tokenization.base import Tokenizer
 
 if TYPE_CHECKING:
     from megabert.tasks.objectives import TaskObjective
-
-_WORD = re.compile(r"\w+|[^\w\s]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordsExample(Example):
-    """A sentence in words, their labels when known, and where the words stand in `text`: characters `[start, stop)`."""
-
-    words: list[str]
-    tags: list[str]
-    text: str
-    offsets: list[tuple[int, int]]
-
-
-class Window(NamedTuple):
-    """Which words a row answers for: (number of the word, place of its first piece, places of all its pieces)."""
-
-    words: list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +62,10 @@ class TokenClassification(Task):
         found = [self._example(tagged, number, labelled) for number, tagged in enumerate(_read(path, labelled), 1)]
         return readers.not_empty(found, path)
 
+    def files(self, path: Path) -> list[Path]:
+        """With the labels beside a `text_*.txt`."""
+        return readers.with_labels(path)
+
     def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[WordsExample]:
         """Texts, split into words and punctuation."""
         found = self.of_width(texts, 1, place)
@@ -94,17 +80,13 @@ class TokenClassification(Task):
     def _example(self, item: Tagged | tuple[str, str], number: int, labelled: bool) -> WordsExample:
         if not isinstance(item, Tagged):
             place, text = item
-            matches = list(_WORD.finditer(text))
-            return WordsExample(id=str(number), place=place, words=[match[0] for match in matches], tags=[], text=text,
-                                offsets=[match.span() for match in matches])  # fmt: skip
+            found, offsets = words.found(text, words.WORDS_AND_MARKS)
+            return WordsExample(id=str(number), place=place, words=found, tags=[], text=text, offsets=offsets)
         if labelled and not item.tags:
             raise ValueError(f"{item.place}: words without labels; a label is needed beside each word")
-        offsets, at = [], 0
-        for word in item.words:
-            offsets.append((at, at + len(word)))
-            at += len(word) + 1
-        example = WordsExample(id=str(number), place=item.place, words=item.words, tags=item.tags,
-                               text=" ".join(item.words), offsets=offsets)  # fmt: skip
+        text, offsets = words.joined(item.words)
+        example = WordsExample(id=str(number), place=item.place, words=item.words, tags=item.tags, text=text,
+                               offsets=offsets)  # fmt: skip
         self._check(example)
         return example
 
@@ -146,44 +128,15 @@ class TokenClassification(Task):
         return dataclasses.replace(self, class_weights=balanced([counts[label] for label in self.labels]))
 
     def features(self, examples: Sequence[WordsExample], tokenizer: Tokenizer) -> list[Features]:
-        """Rows of whole words. A text that is too long has several, and each word answers where it has most context.
-
-        A word of which the tokenizer leaves nothing (a control character, say) is an unknown piece, so that it has an
-        answer too; one that is longer than a row is cut.
-        """
-        distinct = list(dict.fromkeys(word for example in examples for word in example.words))
-        room = self.max_seq_length - 2
-        encoded = tokenizer.encode_batch(distinct)
-        pieces = {word: (ids or [tokenizer.unknown_id])[:room] for word, ids in zip(distinct, encoded, strict=True)}
+        """Rows of whole words, by `words.rows`."""
         numbers = {label: number for number, label in enumerate(self.labels)}
         made = []
-        for number, example in enumerate(examples):
-            words = [pieces[word] for word in example.words]
-            for start, stop, first, last in windows([len(ids) for ids in words], room, self.stride):
-                made.append(self._window(number, example, words, (start, stop, first, last), numbers, tokenizer))
+        for row in words.rows([one.words for one in examples], tokenizer, self.max_seq_length, self.stride):
+            tags = [numbers[tag] for tag in examples[row.text].tags]
+            labels = {"labels": row.labels(tags, all_pieces=self.label_pieces == "all")} if tags else {}
+            made.append(Features(example=row.text, input_ids=row.input_ids, token_type_ids=row.token_type_ids,
+                                 facts=row.answers, labels=labels))  # fmt: skip
         return made
-
-    def _window(
-        self, number: int, example: WordsExample, words: Sequence[list[int]], cut: tuple[int, int, int, int],
-        numbers: dict[str, int], tokenizer: Tokenizer,
-    ) -> Features:  # fmt: skip
-        """One row: words `[start, stop)`, of which `[first, last)` answer here."""
-        start, stop, first, last = cut
-        ids, types = pair_of([piece for word in words[start:stop] for piece in word], None, tokenizer)
-        labels = np.full(len(ids), NO_LABEL, dtype=np.int64)
-        answered, at = [], 1
-        for place in range(start, stop):
-            count = len(words[place])
-            if first <= place < last:
-                answered.append((place, at, count))
-                if example.tags:
-                    learners = count if self.label_pieces == "all" else 1
-                    labels[at : at + learners] = numbers[example.tags[place]]
-            at += count
-        return Features(
-            example=number, input_ids=ids, token_type_ids=types, facts=Window(answered),
-            labels={"labels": labels} if example.tags else {},
-        )  # fmt: skip
 
     def rows_of(self, outputs: Any) -> list[np.ndarray]:  # noqa: D102
         return list(outputs.logits.float().cpu().numpy())
@@ -192,34 +145,18 @@ class TokenClassification(Task):
         self, outputs: Sequence[np.ndarray], features: Sequence[Features], examples: Sequence[WordsExample]
     ) -> list[Prediction]:
         """The likeliest label of each word, and the entities with their places in the text."""
-        best: list[list[str]] = [["O"] * len(example.words) for example in examples]
-        sure = [[0.0] * len(example.words) for example in examples]
-        for logits, window in zip(outputs, features, strict=True):
-            places = [at for _, at, _ in window.facts.words]
-            probabilities = softmax(logits[places]) if places else np.zeros((0, 1))
-            for (word, _, _), row in zip(window.facts.words, probabilities, strict=True):
-                best[window.example][word] = self.labels[int(row.argmax())]
-                sure[window.example][word] = float(row.max())
         predictions = []
-        for example, tags, values in zip(examples, best, sure, strict=True):
+        found = words.probabilities(outputs, features, [len(example.words) for example in examples])
+        for example, classes in zip(examples, found, strict=True):
+            tags, values = words.likeliest(classes, self.labels)
             said: Prediction = {
                 "id": example.id, "text": example.text, "words": example.words, "labels": tags,
-                "probabilities": values, "entities": list(self._entities(example, tags, values)),
+                "probabilities": values, "entities": list(words.entities_of(example, tags, values, self._scheme())),
             }  # fmt: skip
             if example.tags:
                 said["gold"] = example.tags
             predictions.append(said)
         return predictions
-
-    def _entities(self, example: WordsExample, tags: list[str], values: list[float]) -> Iterator[dict[str, Any]]:
-        """Each entity with its characters in the text; as probable as its least probable word."""
-        for span in entities.spans_of(tags, self._scheme()):
-            start, stop = example.offsets[span.start][0], example.offsets[span.stop - 1][1]
-            yield {
-                "type": span.type, "text": example.text[start:stop], "start": start, "end": stop,
-                "first_word": span.start, "last_word": span.stop - 1,
-                "probability": min(values[span.start : span.stop]),
-            }  # fmt: skip
 
     def _scheme(self) -> entities.Scheme:
         assert self.scheme != "auto", "`learned` comes first"
@@ -256,42 +193,6 @@ class TokenClassification(Task):
                     entities.spans_of(said["labels"], scheme))
             for said, example in zip(predictions, examples, strict=True)
         ]  # fmt: skip
-
-
-def windows(lengths: Sequence[int], room: int, stride: int) -> list[tuple[int, int, int, int]]:
-    """Cut words into windows: (first word, past the last word, first and past the last word that answer in it).
-
-    Args:
-        lengths: pieces of each word, none above `room`.
-        room: pieces of a window.
-        stride: pieces that neighbouring windows share at least, as far as whole words allow.
-
-    Returns:
-        Windows whose answering words are all words, each once: where two windows overlap, the words before the middle
-        of the overlap answer in the first.
-    """
-    cuts: list[tuple[int, int]] = []
-    start = 0
-    while start < len(lengths):
-        stop, used = start, 0
-        while stop < len(lengths) and used + lengths[stop] <= room:
-            used += lengths[stop]
-            stop += 1
-        cuts.append((start, stop))
-        if stop == len(lengths):
-            break
-        shared, back = 0, stop
-        while back - 1 > start and shared < stride:
-            back -= 1
-            shared += lengths[back]
-        # A window that would not reach further than the one before shares nothing with it.
-        start = back if shared + lengths[stop] <= room else stop
-    result = []
-    for number, (start, stop) in enumerate(cuts):
-        first = start if number == 0 else (start + cuts[number - 1][1] + 1) // 2
-        last = stop if number == len(cuts) - 1 else (cuts[number + 1][0] + stop + 1) // 2
-        result.append((start, stop, first, last))
-    return result
 
 
 def _read(path: Path, labelled: bool) -> Iterator[Tagged | tuple[str, str]]:

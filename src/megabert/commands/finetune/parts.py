@@ -12,6 +12,8 @@ from megabert.commands.finetune.results import say
 from megabert.tasks.options import chosen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PreTrainedModel
 
     from megabert.commands.finetune.command import Config
@@ -134,14 +136,13 @@ def identity_of(config: Config, task: Task, tokenizer: WordPiece) -> dict[str, s
     return {
         "task": config.task, "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "tokenizer": tokenizer.fingerprint()[:16], "seed": str(config.seed),
-        "train file": _digest(config.train_file),
+        "train file": _digest(task.files(config.train_file)),
         "batch size": str(config.batch_size), "group by length": str(config.group_by_length),
     }  # fmt: skip
 
 
-def _digest(path: Path) -> str:
-    """Of a file, or of all files of a folder."""
+def _digest(files: Iterable[Path]) -> str:
     whole = hashlib.sha256()
-    for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
+    for file in files:
         whole.update(file.read_bytes())
     return whole.hexdigest()[:16]
