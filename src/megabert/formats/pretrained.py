@@ -26,7 +26,7 @@ class BertTokenizer(transformers.BertTokenizer):
         """Read a tokenizer by path or name.
 
         Raises:
-            ValueError: a name whose model holds no vocabulary; nothing was found, where Transformers may give an empty one.
+            ValueError: a name whose model holds no vocabulary, or nothing was found (no empty tokenizer is given).
             OSError: as Transformers'.
         """
         source = pretrained_model_name_or_path
