@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from megabert.formats.checkpoint import Checkpoint
     from megabert.formats.checkpoints import open_checkpoint, save_checkpoint
+    from megabert.formats.pretrained import BertTokenizer
     from megabert.models.auto import register_auto_classes
     from megabert.models.bert.encoder import MegatronBertModel
     from megabert.models.bert.language import MegatronBertForCausalLM, MegatronBertForMaskedLM
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "BertTokenizer",
     "Checkpoint",
     "MegatronBertConfig",
     "MegatronBertForCausalLM",
@@ -44,7 +46,12 @@ __all__ = [
     "register_auto_classes",
     "save_checkpoint",
 ]
-_FORMATS = {"Checkpoint": "checkpoint", "open_checkpoint": "checkpoints", "save_checkpoint": "checkpoints"}
+_FORMATS = {
+    "BertTokenizer": "pretrained",
+    "Checkpoint": "checkpoint",
+    "open_checkpoint": "checkpoints",
+    "save_checkpoint": "checkpoints",
+}
 
 
 def __getattr__(name: str) -> Any:

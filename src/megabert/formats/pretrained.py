@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor
 from transformers import MegatronBertConfig
 
@@ -14,6 +15,34 @@ from megabert.formats import named
 from megabert.formats.checkpoint import PRE_LAYERNORM
 from megabert.formats.checkpoints import find_format, open_checkpoint
 from megabert.formats.huggingface_checkpoint import theirs
+
+
+class BertTokenizer(transformers.BertTokenizer):
+    """Transformers' BERT tokenizer, whose `from_pretrained` also knows the names of published models, as the models of
+    this package do."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *inputs: Any, **keywords: Any) -> Any:
+        """Read a tokenizer by path or name.
+
+        Raises:
+            ValueError: a name whose model holds no vocabulary, or nothing was found (no empty tokenizer is given).
+            OSError: as Transformers'.
+        """
+        source = pretrained_model_name_or_path
+        if not Path(source).exists() and named.is_name(str(source)):
+            place = named.resolve(str(source))
+            known = place.path if place.path.is_dir() else place.path.parent
+            found = place.vocabulary or next(
+                (known / name for name in ("tokenizer.json", "vocab.txt") if (known / name).is_file()), None
+            )
+            if found is None:
+                raise ValueError(f"{source} is {place.path}, which holds no vocabulary: put its vocab.txt into {known}")
+            source = found.parent
+        tokenizer = super().from_pretrained(source, *inputs, **keywords)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError(f"{pretrained_model_name_or_path} is no path or name of a tokenizer that could be had")
+        return tokenizer
 
 
 def opened(source: Any, keywords: Mapping[str, Any]) -> tuple[MegatronBertConfig, dict[str, Tensor]] | None:
