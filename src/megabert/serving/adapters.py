@@ -52,7 +52,7 @@ def adapted(model: PreTrainedModel, options: TuningOptions, base: str) -> PeftMo
 def _heads(model: PreTrainedModel) -> list[str]:
     """The modules above the layers: those with weights outside the encoder, and its pooler."""
     base = model.base_model
-    heads = [name for name, child in model.named_children() if child is not base and any(child.parameters())]
+    heads = [name for name, child in model.named_children() if child is not base and [*child.parameters()]]
     return [*heads, *(["pooler"] if isinstance(getattr(base, "pooler", None), nn.Module) else [])]
 
 

@@ -124,6 +124,12 @@ class Tuning(Trainer):
         )  # fmt: skip
         self.network = model
 
+    def _write(self, record: dict[str, Any]) -> None:
+        """As `Trainer`, whose rows may be whole batches here: metrics count examples' rows."""
+        if isinstance(self.train_rows, BudgetedBatches) and "samples" in record:
+            record = record | {"samples": self.train_rows.features_before(record["samples"])}
+        super()._write(record)
+
     def fit(self, accepted: Callable[[], None] | None = None) -> Outcome:
         """As `Trainer.fit`; a run whose patience was at its end stays there."""
         latest = self.checkpoints.named("latest")
