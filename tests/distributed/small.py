@@ -13,8 +13,8 @@ from megabert import MegatronBertForPreTraining
 from megabert.models.bert import plan
 from megabert.models.losses import PretrainingObjective
 from megabert.parallel import weights
-from megabert.parallel.vocabulary import right_guesses, summed_cross_entropy
 from megabert.parallel.mesh import Layout, make_mesh
+from megabert.parallel.vocabulary import right_guesses, summed_cross_entropy
 from megabert.training.assembly import Parallel, make_parallel_step, seed_streams
 from megabert.training.loader import collate
 from megabert.training.options import TrainingOptions

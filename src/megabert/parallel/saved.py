@@ -1,7 +1,7 @@
 """What recomputed layers keep, shared among tensor-parallel processes.
 
-The input of a recomputed layer is the same on all of them. Each keeps one part of it, and they gather the whole when the
-layer is computed again. Source: Megatron-LM, `--distribute-checkpointed-activations`.
+The input of a recomputed layer is the same on all of them. Each keeps one part of it, and they gather the whole when
+the layer is computed again. Source: Megatron-LM, `--distribute-checkpointed-activations`.
 """
 
 from __future__ import annotations

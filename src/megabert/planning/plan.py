@@ -136,9 +136,7 @@ def make_plan(
     return Plan(subject, hardware, traces, max(times, key=lambda each: each.step), ideal, flops, activations)
 
 
-def ideal_of(
-    subject: Subject, hardware: Hardware, assemble: Assemble, known: dict[str, Work]
-) -> tuple[float, float]:
+def ideal_of(subject: Subject, hardware: Hardware, assemble: Assemble, known: dict[str, Work]) -> tuple[float, float]:
     """Seconds of a step with the work of one device shared evenly, and FLOPs that the model needs in it."""
     single = alone(subject)
     work = _work_alone(single, assemble, known)
