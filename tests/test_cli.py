@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megabert import cli
+from megabert import cli, runtime
 
 
 def test_every_verb_has_its_module_and_help(capsys):
@@ -71,3 +71,24 @@ def test_another_broken_pipe_is_an_error(capsys):
 
     assert cli.to_the_end(command) == 2
     assert "a socket" in capsys.readouterr().err
+
+
+def test_of_many_processes_the_first_says_a_mistake_and_the_others_wait_for_their_launcher(monkeypatch, capsys):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    waited = []
+
+    def ended(seconds):
+        waited.append(seconds)
+        raise runtime.Terminated
+
+    monkeypatch.setattr(cli.time, "sleep", ended)
+    assert cli.main(["pretrain", "--bogus-flag", "3"]) == 143
+    assert waited and not capsys.readouterr().err
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    assert cli.main(["pretrain", "--bogus-flag", "3"]) == 2
+    assert "--bogus-flag" in capsys.readouterr().err
+    waited.clear()
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(["pretrain", "--bogus-flag", "3"]) == 2
+    assert not waited and "--bogus-flag" in capsys.readouterr().err

@@ -39,6 +39,10 @@ def half_precision(layout, changes):
     """Near the single process's steps, with float32 masters, and equal reports on all ranks."""
     plain = plain_step(**changes)
     step, applied, mesh = parallel_step(layout, **changes)
+    exact = {name for name, weight in plain.weights.model.named_parameters() if weight.dtype == torch.float32}
+    computed = {id(master): weight for weight, master in step.weights.pairs()}
+    whole_here = {name for name, master in step.weights.masters.items() if computed[id(master)] is master}
+    assert exact == whole_here, (layout, changes)
     for update in range(4):
         expected = plain(micro_batches(update), 1e-3)
         report = step(micro_batches(update, layout), 1e-3)
@@ -286,6 +290,7 @@ def recomputed(layout):
 def saved_in_parts(layout):
     """Inputs of recomputed layers that are shared: the same gradients, and one message for each of them."""
     found, shapes = [], []
+    gather = saved.gathered
     for parts in (False, True):
 
         def prepare(model, parts=parts):
@@ -294,13 +299,7 @@ def saved_in_parts(layout):
 
         step, _, _ = parallel_step(layout, dropout=0.2, prepare=prepare)
         with pytest.MonkeyPatch.context() as patch:
-            gather = saved.gathered
-
-            def counted(part, group, gather=gather):
-                shapes.append(len(part))
-                return gather(part, group)
-
-            patch.setattr(saved, "gathered", counted)
+            patch.setattr(saved, "gathered", lambda part, group: shapes.append(len(part)) or gather(part, group))
             step.accumulate(micro_batches(0, layout))
         found.append({name: master.grad.clone() for name, master in step.weights.masters.items()})
     assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())

@@ -83,6 +83,15 @@ def same_as_one_process(names, steps, changes):
                 assert difference < 1e-5 or key.endswith("key.bias"), f"{where}: gradient of {key} off by {difference}"
 
 
+def with_odd_vocabulary():
+    with world():
+        same_as_one_process(["tp2+sp x full2"], 3, {"vocabulary": 71})
+
+
+def test_a_vocabulary_that_tensor_ranks_do_not_divide_goes_with_sharded_weights():
+    succeed(with_odd_vocabulary, 4, seconds=120)
+
+
 def test_two_processes():
     names = ["tp2", "tp2+sp", "dp2", "optimizer2", "full2", "pp2", "pp2 interleaved"]
     succeed(in_world, 2, same_as_one_process, names, 20, {}, seconds=240)

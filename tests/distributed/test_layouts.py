@@ -19,7 +19,12 @@ REPLICAS = Layout(world=4, tensor=2, data=2)
 def test_streams_heads_and_messages():
     checks = [(name, layout) for name in ("masks_and_recomputation", "replicated_is_equal", "heads_losses")
               for layout in (TENSOR, SEQUENCE)]  # fmt: skip
-    checks += [("messages", TENSOR), ("learns_with_dropout", SEQUENCE), ("any_micro_batch", DATA)]
+    checks += [
+        ("saved_in_parts", TENSOR),
+        ("messages", TENSOR),
+        ("learns_with_dropout", SEQUENCE),
+        ("any_micro_batch", DATA),
+    ]
     succeed(in_world, 2, checks, seconds=200)
 
 
@@ -32,7 +37,8 @@ def test_half_precision_and_overflow():
             ("overflow_on_one_rank", layout, {}),
             ("same_updates", layout, {"optimizer": "lamb"}),
         ]
-    checks.append(("half_precision", TENSOR, {"bf16": True, "fp32_layernorm": True, "fp32_embedding": True}))
+    exact = {"bf16": True, "fp32_layernorm": True, "fp32_embedding": True}
+    checks += [("half_precision", layout, exact) for layout in (TENSOR, OPTIMIZER, FULL)]
     succeed(in_world, 2, checks, seconds=200)
 
 
@@ -48,6 +54,7 @@ def test_compiled_layers():
 def test_products():
     checks = [
         ("half_precision", PRODUCT, {"bf16": True}),
+        ("half_precision", PRODUCT, {"bf16": True, "vocabulary": 71, "fp32_tokentypes": True}),
         ("overflow_on_one_rank", PRODUCT, {}),
         ("overflow_on_one_rank", REPLICAS, {}),
         ("same_updates", PRODUCT, {"optimizer": "lamb"}),

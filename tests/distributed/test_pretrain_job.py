@@ -13,6 +13,7 @@ import torch
 
 from megabert import MegatronBertForPreTraining, cli
 from megabert.parallel.mesh import Layout
+from megabert.training.distributed import backend_of
 
 from .jobs import Job, run, world
 from .runs import metrics, together
@@ -23,10 +24,10 @@ SMALL = (
     "--num-layers 4 --hidden-size 32 --num-attention-heads 4 --seq-length 32 --max-position-embeddings 32 "
     "--vocab-size 300 --batch-size 2 --global-batch-size 8 --train-iters 12 --lr 1e-3 --log-interval 1 "
     "--eval-interval 6 --eval-iters 3 --num-workers 0 --split 80,10,10 --no-tensorboard --hidden-dropout 0 "
-    "--attention-dropout 0 --no-save-best --keep-last 0"
+    "--attention-dropout 0 --no-save-best --keep-last 0 --make-vocab-size-divisible-by 301"
 ).split()
 STAGES = "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --exit-interval 4".split()
-SHARDED = "--data-parallel-sharding full --exit-interval 8".split()
+SHARDED = "--tensor-model-parallel-size 2 --data-parallel-sharding full --exit-interval 8".split()
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,14 @@ def test_a_run_goes_on_in_other_layouts_and_is_read_by_every_command(corpus, tmp
         converted = tmp_path / f"converted-{step}"
         assert cli.main(["convert", str(folder), str(converted), "--to", "megatron"]) == 0
         assert cli.main(["inspect", str(folder)]) == 0
-    assert "data 4 (full sharded)" in capsys.readouterr().out
+    assert "data 2 (full sharded)" in capsys.readouterr().out
     assert cli.main(["pretrain", *common, "--save", str(parts)]) == 0
     assert_same_curve(metrics(tmp_path / "whole"), metrics(parts))
+
+
+def test_nccl_without_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="--distributed-backend nccl carries messages between GPUs"):
+        backend_of("nccl", torch.device("cpu"))
 
 
 def test_another_flag_on_one_rank_is_named(corpus, tmp_path):

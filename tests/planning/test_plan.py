@@ -5,7 +5,7 @@ import pytest
 
 from megabert.planning.assembly import assemble
 from megabert.planning.hardware import HARDWARE
-from megabert.planning.plan import RESERVED, make_plan
+from megabert.planning.plan import make_plan
 from megabert.planning.rehearsal import rehearsal
 from megabert.planning.search import search
 from megabert.planning.trace import batch_of, record_step, short_trace, trace
@@ -133,13 +133,16 @@ def test_a_search_lists_the_fastest_first():
 
 
 def test_a_search_shares_the_weights_where_nothing_less_fits():
-    subject = run_of(2, num_layers=4, hidden_size=256, tensor_model_parallel_size=1)
-    state = 16 * 12 * 4 * 256**2
-    small = dataclasses.replace(H100, gpus=1, memory=RESERVED + state * 3 // 4)
+    subject = run_of(2, hidden_size=256)
+    peaks = [
+        make_plan(subject.with_options(data_parallel_sharding=sharding), H100, assemble, quick=True).peak
+        for sharding in ("none", "optimizer", "full")
+    ]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 3
+    small = dataclasses.replace(H100, gpus=1, memory=(peaks[1] + peaks[2]) // 2)
     plans = search(subject, small, assemble)
-    assert plans and all(plan.peak <= small.memory for plan in plans)
-    alone = [plan.subject.layout.sharding for plan in plans if plan.subject.layout.pipeline == 1]
-    assert alone and "none" not in alone
+    assert all(plan.peak <= small.memory for plan in plans)
+    assert [plan.subject.layout.sharding for plan in plans if plan.subject.layout.pipeline == 1] == ["full"]
 
 
 def test_a_batch_that_cannot_be_cut_names_the_nearest():

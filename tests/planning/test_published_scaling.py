@@ -39,7 +39,7 @@ def paper(row, data):
 @functools.cache
 def found(row):
     """The model's own FLOPs in a step of one model, and the work of one of its GPUs among 64 models."""
-    _, needed = ideal_of(paper(row, 1), V100, assemble)
+    _, needed = ideal_of(paper(row, 1), V100, assemble, {})
     return needed, short_trace(paper(row, 64), 0, assemble).work
 
 
