@@ -1,12 +1,13 @@
 """Fine-tuning speed beside Transformers' `Trainer`: one process, the same rows and weights, turn by turn.
 
 Ours is `megabert finetune` itself. Theirs is `Trainer` with `MegatronBertFor...`, once at its defaults, padding every
-row to the maximum, and once at its best: rows of like length together, padded to the longest. All: the same precision,
-dropout, batch size and learning rate, AdamW, clipping at 1.0. Rows are of SST-2's and of SQuAD's lengths, made here.
+row to the maximum, and once at its best: rows of like length together, padded to the longest. All: the same precision
+(unless --their-precision says another), dropout, batch size and learning rate, AdamW, clipping at 1.0. Rows are of
+SST-2's and of SQuAD's lengths, made here.
 
-A turn is so many updates; its time is from the begin of the first to the end of the last, reading rows included.
-Batches differ in length, so what is compared is real tokens a second, told as examples of the mean length a second. At
-the end each side learns for a while, and the scores on the same held-out examples are told.
+A turn is so many updates behind two that warm up; its time is from the end of the one to that of the last, reading
+rows included. Batches differ in length, so what is compared is real tokens a second, told as examples of the mean
+length a second. At the end each side learns for a while, and the scores on the same held-out examples are told.
 
     python benchmarks/finetune.py --output bench.json
 """
@@ -40,6 +41,7 @@ from megabert.tasks.base import Features, Task
 from megabert.tokenization import word_piece
 from megabert.training.step import TrainingStep
 
+WARM_UP = 2
 SIDES = ("megabert", "trainer", "trainer at its best")
 
 
@@ -54,6 +56,9 @@ class BenchmarkOptions:
     sst2_batch_size: int = option(32, "rows in an update of SST-2's lengths", minimum=1)
     squad_batch_size: int = option(16, "rows in an update of SQuAD's lengths", minimum=1)
     precision: Literal["bf16", "fp32"] = option("bf16", "of all sides")
+    their_precision: Literal["bf16", "fp32"] | None = option(
+        None, "of Trainer, which is fp32 where nobody asks for another; left out, as ours"
+    )
     repetitions: int = option(5, "timed turns of each side", minimum=1)
     sst2_steps: int = option(24, "updates in a turn of SST-2's lengths", minimum=2)
     squad_steps: int = option(6, "updates in a turn of SQuAD's lengths", minimum=2)
@@ -119,15 +124,16 @@ def tokens_of(work: Work) -> float:
 
 def ours(options: BenchmarkOptions, work: Work, steps: int, *, score: bool = False) -> tuple[Turn, dict[str, float]]:
     """A turn of `megabert finetune`, and its scores if wanted."""
-    begun, ended = [], []
+    ended: list[float] = []
     tokens = places = 0
     original = TrainingStep.__call__
 
     def timed(step: TrainingStep, batches: Sequence[Mapping[str, torch.Tensor]], *rest: Any) -> Any:
         nonlocal tokens, places
-        begun.append(time.perf_counter())
         report = original(step, batches, *rest)
         ended.append(time.perf_counter())
+        if len(ended) <= WARM_UP:
+            return report
         tokens += sum(int(batch["attention_mask"].sum()) for batch in batches)
         places += sum(batch["attention_mask"].numel() for batch in batches)
         return report
@@ -135,9 +141,9 @@ def ours(options: BenchmarkOptions, work: Work, steps: int, *, score: bool = Fal
     with tempfile.TemporaryDirectory() as place, mock.patch.object(TrainingStep, "__call__", timed):
         arguments = [
             "finetune", work.task.settings().get("row") or "squad", "--model", work.folder / "encoder", "--train-file",
-            work.train_file, "--epochs", 1, "--train-iters", steps, "--batch-size", work.batch, "--lr", options.lr,
-            "--save", Path(place) / "run", "--no-tensorboard", "--device", "cpu", "--log-interval", 1000, "--seed",
-            options.seed, *options.flags.split(),
+            work.train_file, "--epochs", 1, "--train-iters", WARM_UP + steps, "--batch-size", work.batch, "--lr",
+            options.lr, "--save", Path(place) / "run", "--no-tensorboard", "--device", "cpu", "--log-interval", 1000,
+            "--seed", options.seed, *options.flags.split(),
         ]  # fmt: skip
         arguments += ["--bf16"] if options.precision == "bf16" else []
         arguments += ["--validation-file", work.held_out_file] if score else []
@@ -147,20 +153,17 @@ def ours(options: BenchmarkOptions, work: Work, steps: int, *, score: bool = Fal
         if status:
             raise ValueError(f"megabert finetune failed: {told.getvalue().strip().splitlines()[-1]}")
         scores = json.loads((Path(place) / "run" / "scores.json").read_text())["validation"] if score else {}
-    return Turn(ended[-1] - begun[0], tokens, places), scores
+    return Turn(ended[-1] - ended[WARM_UP - 1], tokens, places), scores
 
 
 class _Clock(transformers.TrainerCallback):
-    """When the first update began and the last one ended."""
+    """When updates ended."""
 
     def __init__(self) -> None:
-        self.begun = self.ended = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.begun = self.begun or time.perf_counter()
+        self.ended: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ended = time.perf_counter()
+        self.ended.append(time.perf_counter())
 
 
 def their_model(options: BenchmarkOptions, work: Work) -> Any:
@@ -172,32 +175,33 @@ def their_model(options: BenchmarkOptions, work: Work) -> Any:
 def theirs(options: BenchmarkOptions, work: Work, steps: int, *, best: bool, score: bool = False) -> tuple[Turn, dict]:
     """A turn of Transformers' `Trainer`, and its scores if wanted."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(work.folder / "encoder")
-    longest = {"padding": True, "pad_to_multiple_of": 8}
-    widest = {"padding": "max_length", "max_length": work.task.max_seq_length}
+    longest: dict[str, Any] = {"padding": True}
+    widest: dict[str, Any] = {"padding": "max_length", "max_length": work.task.max_seq_length}
     pad = transformers.DataCollatorWithPadding(tokenizer, **(longest if best else widest))
-    tokens = places = 0
+    read: list[tuple[int, int]] = []
 
     def collate(rows: list[dict[str, Any]]) -> Any:
-        nonlocal tokens, places
         batch = pad(rows)
-        tokens += int(batch["attention_mask"].sum())
-        places += batch["attention_mask"].numel()
+        read.append((int(batch["attention_mask"].sum()), batch["attention_mask"].numel()))
         return batch
 
     rows = [{name: array.tolist() for name, array in one.row().items()} for one in work.train]
     clock, model = _Clock(), their_model(options, work)
     with tempfile.TemporaryDirectory() as place:
         settings = transformers.TrainingArguments(
-            output_dir=place, max_steps=steps, per_device_train_batch_size=work.batch, learning_rate=options.lr,
-            warmup_steps=0.1, bf16=options.precision == "bf16", use_cpu=True, report_to="none", save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, seed=options.seed, remove_unused_columns=False,
-            dataloader_pin_memory=False, weight_decay=0.01,
-            train_sampling_strategy="group_by_length" if best else "random",
+            output_dir=place, max_steps=WARM_UP + steps, per_device_train_batch_size=work.batch,
+            learning_rate=options.lr, warmup_steps=0.1, weight_decay=0.01, seed=options.seed, use_cpu=True,
+            bf16=(options.their_precision or options.precision) == "bf16", remove_unused_columns=False,
+            train_sampling_strategy="group_by_length" if best else "random", dataloader_pin_memory=False,
+            report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):
             transformers.Trainer(model, settings, train_dataset=rows, data_collator=collate, callbacks=[clock]).train()  # type: ignore[arg-type]
     scores = their_scores(work, model) if score else {}
-    return Turn(clock.ended - clock.begun, tokens, places), scores
+    # A batch may have been read ahead of the last update.
+    used = read[WARM_UP : WARM_UP + steps]
+    seconds = clock.ended[-1] - clock.ended[WARM_UP - 1]
+    return Turn(seconds, sum(tokens for tokens, _ in used), sum(places for _, places in used)), scores
 
 
 def their_scores(work: Work, model: Any) -> dict[str, float]:
@@ -266,7 +270,10 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> str:
     """The result as a table."""
     options = result["options"]
-    lines = [f"{options['num_layers']} x {options['hidden_size']}, {options['precision']}, {result['threads']} threads"]
+    lines = [
+        f"{options['num_layers']} x {options['hidden_size']}, {options['precision']} (theirs "
+        f"{options['their_precision'] or options['precision']}), {result['threads']} threads"
+    ]
     for name, found in result["tasks"].items():
         lines.append(f"{name}: {found['tokens_of_an_example']:.1f} real tokens an example")
         lines.append(f"  {'examples/s':<22}{'median':>9}{'least':>9}{'most':>9}{'filled':>9}{'ours/theirs':>13}")

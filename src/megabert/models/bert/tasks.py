@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers import MegatronBertConfig
 from transformers.modeling_outputs import (
@@ -46,6 +47,18 @@ def _dropout(config: MegatronBertConfig) -> Dropout:
     return Dropout(config.hidden_dropout_prob if probability is None else probability)
 
 
+def _first_only(bert: MegatronBertModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
+    """The places that a head on the first token needs, so that the last layer spares all others.
+
+    None where that is not known: without inputs, which the encoder refuses.
+    """
+    given = input_ids if input_ids is not None else inputs_embeds
+    if given is None:
+        return None
+    # A pooler has its place already.
+    return torch.zeros(len(given), int(bert.pooler is None), dtype=torch.long, device=given.device)
+
+
 class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):
     """Classes, several labels at once, or numbers for a whole sequence: dropout and a matrix on the pooled token, or
     with `head_layers` of the config a `LayeredHead` on the hidden state of the first one."""
@@ -83,7 +96,8 @@ class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):
         """
         encoded = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True,
+            wanted_positions=_first_only(self.bert, input_ids, inputs_embeds), **kwargs,
         )  # fmt: skip
         first = encoded.last_hidden_state[:, 0] if self.bert.pooler is None else encoded.pooler_output
         logits = self.classifier(self.dropout(first))
@@ -142,7 +156,8 @@ class MegatronBertForMultipleChoice(MegatronBertPreTrainedModel):
 
         encoded = self.bert(
             flat(input_ids), flat(attention_mask), flat(token_type_ids), flat(position_ids), flat(inputs_embeds),
-            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True, **kwargs,
+            output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True,
+            wanted_positions=_first_only(self.bert, flat(input_ids), flat(inputs_embeds)), **kwargs,
         )  # fmt: skip
         logits = self.classifier(self.dropout(encoded.pooler_output)).view(-1, given.shape[1])
         loss = None

@@ -147,8 +147,8 @@ def reliability(bins: Sequence[Bin], description: str) -> Safe:
         if not one.decisions:
             continue
         x, width = frame.at_x(one.low) + 1.5, frame.at_x(one.high) - frame.at_x(one.low) - 3
-        told = (f"{one.low:.0%} to {one.high:.0%}: {one.decisions:,} decisions, {one.accuracy:.1%} right, "
-                f"mean probability {one.confidence:.1%}")  # fmt: skip
+        told = (f"{one.low:.0%} to {one.high:.0%}: {one.decisions:,} decisions, {one.accuracy:.1%} right, mean "
+                f"probability {one.confidence:.1%}")  # fmt: skip
         top = frame.at_y(one.accuracy)
         content.append(tag("rect", tag("title", told), x=round(x, 1), y=top, width=round(width, 1),
                            height=round(floor - top, 1), class_="one"))  # fmt: skip
