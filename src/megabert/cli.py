@@ -25,6 +25,7 @@ VERBS = {
     "extract": "take the text out of a Wikipedia dump",
     "train-tokenizer": "learn a WordPiece or SentencePiece tokenizer from text",
     "tokenize": "turn text into indexed token files (.bin and .idx)",
+    "data": "join, cut or check indexed data",
     "pretrain": "train a Megatron BERT from text or indexed files",
     "finetune": "teach a pretrained encoder a task: questions, classes, entities, GLUE",
     "evaluate": "score a fine-tuned model on a file of examples",

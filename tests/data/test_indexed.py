@@ -109,7 +109,7 @@ def test_wrong_headers_say_what_is_wrong(tmp_path):
     (tmp_path / "m.bin").write_bytes(BIN)
     for content, message in (
         (b"PK\x03\x04" + IDX[4:], "not an index"),
-        (b"TNTIDX\x00\x00" + IDX[8:], "older 'cached' or 'lazy'"),
+        (b"TNTIDX\x00\x00" + IDX[8:], "version 256"),
         (IDX[:9] + b"\x02" + IDX[10:], "version 2"),
         (IDX[:17] + b"\x07" + IDX[18:], "dtype code 7"),
         (IDX[:18] + b"\xff" * 8 + IDX[26:], "needs"),  # a length that must not be allocated
