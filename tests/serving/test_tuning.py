@@ -61,7 +61,7 @@ def test_an_adapter_is_trained_merged_and_kept(place):
     moved = {name for name, tensor in merged.bert.state_dict().items() if not torch.equal(tensor, before[name])}
     layer = "encoder.layer.0"
     assert f"{layer}.attention.self.query.weight" in moved and f"{layer}.output.dense.weight" in moved
-    assert not any("key" in name or "bias" in name and "pooler" not in name or "embeddings" in name for name in moved)
+    assert not any("key" in name or ("bias" in name and "pooler" not in name) or "embeddings" in name for name in moved)
     # PEFT puts the same model together from the encoder and the adapter.
     config = merged.config
     base = megabert.MegatronBertForSequenceClassification.from_pretrained(place / "encoder", config=config)

@@ -13,7 +13,9 @@ def features(count=101, seed=0, choices=None):
     for number, length in enumerate(generator.integers(3, 61, count)):
         shape = (length,) if choices is None else (choices, length)
         ids = np.full(shape, number, dtype=np.int64)
-        made.append(Features(example=number, input_ids=ids, token_type_ids=ids * 0, labels={"labels": np.array(number)}))
+        made.append(
+            Features(example=number, input_ids=ids, token_type_ids=ids * 0, labels={"labels": np.array(number)})
+        )
     return made
 
 
