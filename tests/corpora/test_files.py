@@ -168,7 +168,8 @@ def test_chunks_may_be_resumed_anywhere(tmp_path_factory, texts, kind, chunk_byt
     ("content", "message"),
     [
         (None, "there is no file"), (b"PK\x03\x04zip", "zip archive"), (b"\x28\xb5\x2f\xfd...", "zstd|unpacked"),
-        (b"ab\0cd", "binary"), (gzip.compress(b"text" * 1000, mtime=0)[:-20], "cut short|unpacked"), (b"\xff\xfea\0", "UTF-16"),
+        (b"ab\0cd", "binary"), (gzip.compress(b"text" * 1000, mtime=0)[:-20], "cut short|unpacked"),
+        (b"\xff\xfea\0", "UTF-16"),
         (b"\n<mediawiki xmlns=", "XML"),
     ],
 )  # fmt: skip
