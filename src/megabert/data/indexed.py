@@ -1,8 +1,8 @@
 """Megatron's indexed data: `<prefix>.bin` (tokens) and `<prefix>.idx` (where sentences and documents begin), read.
 
-Both files are Megatron-LM's "mmap" format, byte for byte. Beside them lies `<prefix>.json` with sizes, checksums, the
-largest id and the tokenizer's fingerprint; files without it (Megatron's own) are read as they are. Writing is in
-`indexed_writer.py`.
+Both files are Megatron-LM's "mmap" format, byte for byte; the older index of `legacy_index.py` is read as well. Beside
+them lies `<prefix>.json` with sizes, checksums, the largest id and the tokenizer's fingerprint; files without it
+(Megatron's own) are read as they are. Writing is in `indexed_writer.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+
+from megabert.data import legacy_index
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
@@ -85,10 +87,6 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         start = file.read(HEADER.size)
     length = path.stat().st_size
-    if start[:8] == b"TNTIDX\x00\x00":
-        raise ValueError(
-            f"{path}: this is the older 'cached' or 'lazy' index; tokenize the text again (megabert tokenize)"
-        )
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
         raise ValueError(f"{path}: not an index of tokens: it begins with {start[:9]!r}, where {MAGIC!r} is needed")
     if length < HEADER.size:
@@ -137,17 +135,9 @@ class IndexedData:
 
     def _open(self, check: bool) -> None:
         self.token_path, facts_path, index_path = (with_suffix(self.prefix, suffix) for suffix in self.suffixes)
-        header = read_header(index_path)
         if not self.token_path.is_file():
             raise ValueError(f"{index_path}: the file of its tokens, {self.token_path.name}, is missing beside it")
-        self.dtype = header.dtype
-        with index_path.open("rb") as file:
-            index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # The arrays begin at odd addresses. numpy reads those too, without a copy of the whole file.
-        self.sizes = np.frombuffer(index, "<i4", header.sequences, HEADER.size)
-        starts = np.frombuffer(index, "<i8", header.sequences, HEADER.size + 4 * header.sequences)
-        self.documents = np.frombuffer(index, "<i8", header.boundaries, HEADER.size + 12 * header.sequences)
-        self._starts = starts
+        index = self._read_index(index_path)
         self._scanned: int | None = None
         self.facts = _read_facts(facts_path)
         if check:
@@ -159,6 +149,20 @@ class IndexedData:
         self._tokens = np.memmap(self.token_path, self.dtype, "r") if token_bytes else np.zeros(0, self.dtype)
         if check and self.facts and token_bytes <= CHECKED_AT_OPEN:
             self._check_tokens()
+
+    def _read_index(self, path: Path) -> mmap.mmap:
+        with path.open("rb") as file:
+            if file.read(len(legacy_index.MAGIC)) == legacy_index.MAGIC:
+                self.dtype, self.sizes, self._starts, self.documents = legacy_index.read(path, DTYPES)
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            header = read_header(path)
+            index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # The arrays begin at odd addresses. numpy reads those too, without a copy of the whole file.
+        self.dtype = header.dtype
+        self.sizes = np.frombuffer(index, "<i4", header.sequences, HEADER.size)
+        self._starts = np.frombuffer(index, "<i8", header.sequences, HEADER.size + 4 * header.sequences)
+        self.documents = np.frombuffer(index, "<i8", header.boundaries, HEADER.size + 12 * header.sequences)
+        return index
 
     def _check_structure(self, index_path: Path) -> None:
         documents, sizes, itemsize = self.documents, self.sizes, self.dtype.itemsize

@@ -20,7 +20,7 @@ from megabert.formats.encoder import fill, open_encoder
 from megabert.formats.open import look, model_folder
 from megabert.models.auto import class_of
 from megabert.parallel.options import ParallelOptions
-from megabert.serving.crew import Crew, Solo
+from megabert.serving.crew import Crew, Solo, crew_for
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Prediction, Task
 from megabert.tasks.rows import by_length, padded
@@ -92,35 +92,15 @@ class FineTuned:
         Raises:
             ValueError: there is none, it is damaged, it was not fine-tuned, or it does not divide so.
         """
-        if look(path).kind == "foreign":
-            return cls._from_checkpoint(path, device, dtype, batch_tokens)
-        folder = model_folder(path)
-        facts = huggingface.read_facts(folder)
-        if KEPT_AS not in facts.config:
-            raise ValueError(
-                f"{folder} holds a model that was not fine-tuned for a task; `megabert finetune` does that"
-            )
-        task = catalogue.restore(facts.config[KEPT_AS], folder)
-        if not facts.tokenizer:
-            raise ValueError(f"{folder} holds no tokenizer (tokenizer.json or vocab.txt)")
-        model, _ = huggingface.load(folder, class_of(task.head), dtype=dtype, device=device)
-        return cls(task, model, opening.load(folder), batch_tokens=batch_tokens)
-
-    @classmethod
-    def _from_checkpoint(
-        cls, path: Path, device: torch.device | str, dtype: torch.dtype, batch_tokens: int
-    ) -> FineTuned:
-        encoder = open_encoder(str(path))
-        if KEPT_AS not in encoder.config:
-            raise ValueError(f"{path} holds no model that was taught a task (it has no head that is known here); "
-                             "`megabert finetune` does that")  # fmt: skip
-        task = catalogue.restore(encoder.config[KEPT_AS], path)
-        if encoder.tokenizer is None:
-            raise ValueError(f"{path} holds no tokenizer: `megabert convert {path} FOLDER --tokenizer vocab.txt` makes "
-                             "a model's folder that has one")  # fmt: skip
-        model = class_of(task.head)(MegatronBertConfig(**encoder.config))
-        fill(model, encoder, head=(), keep_head=True)
-        return cls(task, model.to(device=device, dtype=dtype).eval(), encoder.tokenizer, batch_tokens=batch_tokens)  # type: ignore[call-arg]
+        foreign = look(path).kind == "foreign"
+        task, model, tokenizer = _open_checkpoint(path) if foreign else _open_folder(path, dtype)
+        model = model.to(dtype=dtype).eval()  # type: ignore[call-arg]
+        here = torch.device(device)
+        crew: Crew = Solo()
+        if parallel is not None:
+            crew = crew_for(parallel, world, model.config, longest=task.max_seq_length, device=here)
+        # What many share is moved when it is cut.
+        return cls(task, model if world else model.to(here), tokenizer, batch_tokens=batch_tokens, crew=crew)
 
     def answer(self, examples: Sequence[Any], features: Sequence[Features] | None = None) -> Answers:
         """Predictions for examples; rows of about the same length go through the model together, each once.
@@ -175,22 +155,52 @@ class FineTuned:
             rows = [one.row() if labelled else _without_labels(one) for one in chosen]
             arrays = padded(rows, pad_id=self.tokenizer.pad_id, multiple=self.crew.multiple)
             batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            targets = {name: batch.pop(name) for name in self.task.objective.targets if name in batch}
             kept: list[_Said] = []
-            self.engine.evaluate(batch, partial(self._read, number, numbers, labelled, kept))
+            self.engine.evaluate(batch, partial(self._read, number, numbers, targets if labelled else None, kept))
             if self.crew.keeps and number < len(batches):
                 said += kept
         return said
 
     def _read(
-        self, number: int, numbers: list[int], labelled: bool, kept: list[_Said], outputs: Any, batch: Batch
+        self, number: int, numbers: list[int], targets: Batch | None, kept: list[_Said], outputs: Any, batch: Batch
     ) -> dict[str, torch.Tensor]:
         sums: dict[str, tuple[float, float, float]] = {}
-        if labelled:
-            objective = self.task.objective
+        if targets is not None:
+            objective, device = self.task.objective, batch["input_ids"].device
+            batch = {**batch, **{name: target.to(device) for name, target in targets.items()}}
             parts = (objective.counts(batch), objective.sums(outputs, batch), objective.hits(outputs, batch))
             sums = {name: (float(parts[0][name]), float(parts[1][name]), float(parts[2][name])) for name in parts[0]}
         kept.append(_Said(number, numbers, self.task.rows_of(outputs), sums))
         return {}
+
+
+def _open_folder(path: Path, dtype: torch.dtype) -> tuple[Task, PreTrainedModel, Tokenizer]:
+    """What `finetune` wrote."""
+    folder = model_folder(path)
+    facts = huggingface.read_facts(folder)
+    if KEPT_AS not in facts.config:
+        raise ValueError(f"{folder} holds a model that was not fine-tuned for a task; `megabert finetune` does that")
+    task = catalogue.restore(facts.config[KEPT_AS], folder)
+    if not facts.tokenizer:
+        raise ValueError(f"{folder} holds no tokenizer (tokenizer.json or vocab.txt)")
+    model, _ = huggingface.load(folder, class_of(task.head), dtype=dtype, device="cpu")
+    return task, model, opening.load(folder)
+
+
+def _open_checkpoint(path: Path) -> tuple[Task, PreTrainedModel, Tokenizer]:
+    """What another system wrote."""
+    encoder = open_encoder(str(path))
+    if KEPT_AS not in encoder.config:
+        raise ValueError(f"{path} holds no model that was taught a task (it has no head that is known here); "
+                         "`megabert finetune` does that")  # fmt: skip
+    task = catalogue.restore(encoder.config[KEPT_AS], path)
+    if encoder.tokenizer is None:
+        raise ValueError(f"{path} holds no tokenizer: `megabert convert {path} FOLDER --tokenizer vocab.txt` makes "
+                         "a model's folder that has one")  # fmt: skip
+    model = class_of(task.head)(MegatronBertConfig(**encoder.config))
+    fill(model, encoder, head=(), keep_head=True)
+    return task, model, encoder.tokenizer
 
 
 class _Said(NamedTuple):

@@ -60,7 +60,8 @@ class TaskModel:
             FileNotFoundError: nothing is there.
             ValueError: it is damaged, or was taught another task.
         """
-        from megabert.serving.fine_tuned import FineTuned, chosen_device
+        from megabert.serving.fine_tuned import FineTuned
+        from megabert.training.launch import chosen_device
 
         path = Path(restore_path).expanduser()
         if not path.exists():
@@ -126,7 +127,8 @@ class TaskModel:
             ValueError, OSError: as `finetune`.
         """
         from megabert.commands import finetune
-        from megabert.serving.fine_tuned import FineTuned, chosen_device
+        from megabert.serving.fine_tuned import FineTuned
+        from megabert.training.launch import chosen_device
 
         choice = CHOICES[self.script]
         script = choice.defaults()

@@ -137,7 +137,7 @@ def _trainer(tree: Settings, read: set[str], notices: list[str]) -> dict[str, An
 
 
 def _device(told: Settings, notices: list[str]) -> dict[str, Any]:
-    from megabert.serving.fine_tuned import chosen_device
+    from megabert.training.launch import chosen_device
 
     wanted = told.get("gpus") if told.get("devices") is None else told.get("devices")
     on_cpu = wanted in (0, "0", []) or (told.get("accelerator") == "cpu")
