@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +102,10 @@ class Encoder:
                 else:
                     texts.append(item.text)
                 borders.append(len(texts))
-        encoded = self._tokenizer.encode_batch(texts)
-        lengths = np.array([len(ids) for ids in encoded], np.int32)
+        ids, lengths = self._tokenizer.encode_flat(texts)
         full = np.concatenate([[0], np.cumsum(lengths > 0)])[borders]
         counts = np.diff(full).astype(np.int32)
-        tokens = np.fromiter(itertools.chain.from_iterable(encoded), self._dtype, int(lengths.sum()))
+        tokens = ids.astype(self._dtype)
         bad += [f"{chunk.path}: near line {chunk.first_line}: a document without any token"] * int((counts == 0).sum())
         block = Block(tokens, lengths[lengths > 0], counts[counts > 0], len(items), bad, len(chunk.data))
         return block, counts > 0
