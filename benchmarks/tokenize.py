@@ -162,7 +162,7 @@ def compare(sides: Sides, repeats: int) -> dict[str, float]:
     megabytes = sides.text.stat().st_size / 1e6
     rates = {side: megabytes / statistics.median(values) for side, values in runs.items()}
     ratio = statistics.median([peer / ours for ours, peer in zip(runs["ours"], runs["peer"], strict=True)])
-    print(f"{megabytes:.1f} MB, {sides.options.workers} workers, {os.cpu_count()} cores, medians of {repeats}: megabert "
+    print(f"{megabytes:.1f} MB, {sides.options.workers} workers, {os.cpu_count()} cores, medians of {repeats}: ours "
           f"{rates['ours']:.2f} MB/s, Megatron's algorithm {rates['peer']:.2f} MB/s, ratio {ratio:.2f}")  # fmt: skip
     return {"megabytes": megabytes, **rates, "ratio": ratio}
 
