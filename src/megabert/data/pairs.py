@@ -116,9 +116,9 @@ def build_sample_map(
 def _shuffled_order(count: int, seed: int) -> np.ndarray:
     """Fisher and Yates' shuffle from the end, as Megatron draws it: [count] int64.
 
-    Step t exchanges what lies at `places[t]`, which is final then, with what lies at `partners[t]`. So a place ends with
-    what its partner held: the partner's own number, or what the last step before that named this partner too has put
-    there, which came from that step's place, and so on. Each step is followed to where its chain begins, all at a time.
+    Step t exchanges what lies at `places[t]`, which is final then, with what lies at `partners[t]`. So a place ends
+    with what its partner held: the partner's own number, or what the last step before that named this partner too has
+    put there, which came from that step's place, and so on. All chains are followed to their begin at a time.
     """
     places = np.arange(count - 1, 0, -1)
     partners = (draws_64(seed, len(places)) % (places + 1).view(np.uint64)).view(np.int64)
