@@ -3,8 +3,8 @@
   python benchmarks/sample_map.py [--sentences 10000000] [--repeats 5] [--json FILE]
   taskset -c 0 chrt -r 1 python benchmarks/sample_map.py        on one core, undisturbed
 
-One row for one epoch of next-sentence pairs at sequence length 512, and the same without shuffling and with sequences of
-128. Equality with Megatron's own numbers is a matter of the tests.
+One row for one epoch of next-sentence pairs at sequence length 512, and the same without shuffling, and with sequences
+of 128. Equality with Megatron's own numbers is a matter of the tests.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
 Files may be loose JSON, tight JSON, CSV, TSV, Parquet or plain text, also packed by gzip, bzip2, xz or zstd; the format
 is found from the content. A pattern in quotation marks ('wiki/*.jsonl') stands for files too, a .lazy folder for its
 texts. An interrupted command goes on where it stopped when it is given again. Lines that cannot be used are listed in
-PREFIX.skipped.txt. With --to tfrecord the tokens are also cut into masked samples; --input may be a prefix then.
+PREFIX.skipped.txt; with --dedup, documents that repeat others are left out and listed in PREFIX.duplicates.txt. With
+--to tfrecord the tokens are also cut into masked samples; --input may be a prefix then.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class TokenizeOptions:
         example="0.001",
     )  # fmt: skip
     dedup: Literal["none", "exact", "minhash"] = option(
-        "none", "leave out documents that repeat an earlier one: exact, the same text, white space aside; minhash, also "
-        "those that are alike; PREFIX.duplicates.txt lists them",
+        "none", "leave out documents that repeat an earlier one: exact, the same text, white space aside; minhash, also those "
+        "that are alike; PREFIX.duplicates.txt lists them",
     )  # fmt: skip
     dedup_similarity: float = option(
         0.8, "share of their runs of five words that documents have in common to count as alike, for --dedup minhash",
