@@ -67,6 +67,15 @@ def signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+def cache_folder() -> Path:
+    """Where what has a name is kept: `MEGABERT_CACHE`, else `megabert` in the user's cache folder."""
+    given = os.environ.get("MEGABERT_CACHE")
+    if given:
+        return Path(given).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache") / "megabert"
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

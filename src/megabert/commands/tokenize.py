@@ -82,8 +82,8 @@ class TokenizeOptions:
         example="0.001",
     )  # fmt: skip
     dedup: Literal["none", "exact", "minhash"] = option(
-        "none", "leave out documents that repeat an earlier one: exact, the same text, white space aside; minhash, also those "
-        "that are alike; PREFIX.duplicates.txt lists them",
+        "none", "leave out documents that repeat an earlier one: exact, the same text, white space aside; minhash, "
+        "also those that are alike; PREFIX.duplicates.txt lists them",
     )  # fmt: skip
     dedup_similarity: float = option(
         0.8, "share of their runs of five words that documents have in common to count as alike, for --dedup minhash",
