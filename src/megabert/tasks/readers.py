@@ -169,9 +169,10 @@ def table(path: Path, headers: Sequence[frozenset[str]], otherwise: Mapping[int,
             if names is None:
                 known = " or ".join(" and ".join(sorted(wanted)) for wanted in headers)
                 widths = " or ".join(map(str, sorted(otherwise)))
+                without = f"; {widths} columns are understood without one, else" if otherwise else ":"
                 raise ValueError(
-                    f"{place}: {len(cells)} columns without a header; {widths} columns are understood without one, "
-                    f"else the first line must name the columns {known}"
+                    f"{place}: {len(cells)} columns without a header{without} the first line must name the columns "
+                    f"{known}"
                 )
         if len(cells) != len(names):
             raise ValueError(f"{place}: {len(cells)} columns, but the lines before have {len(names)}")

@@ -22,6 +22,8 @@ from megabert.tokenization.base import Tokenizer
 if TYPE_CHECKING:
     from megabert.tasks.objectives import TaskObjective
 
+_MANY_LABELS = 30
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassification(Task):
@@ -111,6 +113,10 @@ class TokenClassification(Task):
         for example in examples:
             self._check(example)
         found = {tag for example in examples for tag in example.tags}
+        count = sum(len(example.tags) for example in examples)
+        if not self.labels and len(found) > max(_MANY_LABELS, count / 4):
+            raise ValueError(f"the training examples have {len(found)} different labels for {count} words: is the last "
+                             "column the label? (--labels says which there are)")  # fmt: skip
         labels: tuple[str, ...] = self.labels or tuple(sorted(found, key=lambda tag: (tag != "O", tag)))
         if len(labels) < 2:
             raise ValueError(
