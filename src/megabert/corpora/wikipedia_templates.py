@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from megabert.corpora import wikipedia_words as words
+
 _FIRST, _SECOND, _LAST, _JOINED, _GLUED = "first", "second", "last", "joined", "glued"
 
 
@@ -28,19 +30,19 @@ KEPT = (
         """,
         _FIRST,
     )
-    | _each("lang|langue|langx|llang|lang2|audio|sort", _SECOND)
+    | _each("lang|langue|langx|llang|lang2|sort", _SECOND)
     | _each("transl|transliteration|tlit|resize|color|font color|w", _LAST)
     | _each("ship|date|bibleverse|date de naissance", _JOINED)
     | _each("chem", _GLUED)
     | _each("frac|fraction|sfrac", "fraction")
-    | _each("convert|cvt|unité|unit|tmp", "measure")
+    | _each("convert|cvt|unité|unit", "measure")
     | _each("start date|end date|birth date|death date|dts", "date")
     | {
         "as of": "as of", "uss": "before USS ", "hms": "before HMS ", "ss": "before SS ", "us$": "before US$",
         "usd": "before US$", "a$": "before A$", "gbp": "before £", "£": "before £", "eur": "before €", "€": "before €",
         "¥": "before ¥", "inr": "before ₹", "₹": "before ₹", "séc": "before século ", "siglo": "before siglo ",
         "m": "measure or word", "s": "century", "sp-": "century", "euro": "after  €", "heure": "hour",
-        "incise": "aside",
+        "incise": "aside", "tmp": "prefixed measure", "audio": "heard",
     }
 )  # fmt: skip
 PLAIN = {
@@ -54,15 +56,19 @@ PLAIN = {
     "b.c.e.": "BCE", "bce": "BCE", "ce": "CE", "bc": "BC", "ad": "AD", "dag": "†", "ddag": "‡", "sharp": "♯",
     "flat": "♭", "$": "$", "',": "',", "'\"": "'\"", "\"'": "\"'",
 }  # fmt: skip
-# Codes of {{convert}} as they are written in a text.
+# Codes of {{convert}} as they are written in a text; the words only where the number is no adjective.
 _UNITS = {
     "C": "°C", "F": "°F", "km2": "km²", "sqkm": "km²", "m2": "m²", "sqm": "m²", "m3": "m³", "sqmi": "sq mi",
-    "mi2": "sq mi", "sqft": "sq ft", "ft2": "sq ft", "acre": "acres", "mi": "miles", "/km2": "per km²",
-    "/sqmi": "per sq mi", "mph": "mph", "km/h": "km/h", "in": "inches", "lb": "pounds", "nmi": "nautical miles",
-    "kn": "knots", "oz": "ounces", "yd": "yards", "cuft": "cu ft", "cumi": "cu mi", "°C": "°C",
+    "mi2": "sq mi", "sqft": "sq ft", "ft2": "sq ft", "/km2": "per km²", "/sqmi": "per sq mi", "cuft": "cu ft",
+    "cumi": "cu mi",
+}  # fmt: skip
+_UNIT_WORDS = {
+    "acre": "acres", "mi": "miles", "in": "inches", "lb": "pounds", "nmi": "nautical miles", "kn": "knots",
+    "oz": "ounces", "yd": "yards",
 }  # fmt: skip
 _MONTHS = "January February March April May June July August September October November December".split()
 _RANGES = ("-", "–", "to", "and", "by", "x", "×", "or", "xx", "to(-)", "à", "et")
+_CENTURY = re.compile(r"[IVXLC]+", re.IGNORECASE)
 _ROMAN_CENTURY = re.compile(r"[ivxlc]+e( siècle)?")
 _NUMBER = re.compile(r"[-−+]?[\d.,\s]+\Z")
 _TEXT_KEYS = ("text", "texte", "testo", "texto")
@@ -117,17 +123,21 @@ def _composed(way: str, given: list[str], named: dict[str, str]) -> str:
     if way.startswith("after "):
         return given[0] + way.removeprefix("after ")
     if way == "measure":
-        return _measure(given)
-    if way == "measure or word":  # Italian {{M|1|c|m}} is a measure, Wiktionary's {{m|la|mare}} a word
-        return _measure(given) if _NUMBER.match(given[0]) else given[-1]
+        return _measure(given, in_words=named.get("abbr") != "on" and named.get("adj") != "on")
+    if way in ("prefixed measure", "measure or word"):
+        if way == "measure or word" and not _NUMBER.match(given[0]):
+            return given[-1]  # Italian {{M|1|c|m}} is a measure, Wiktionary's {{m|la|mare}} a word
+        return f"{given[0]} {''.join(given[1:3])}".rstrip()
     if way == "as of":
         return f"{'as of' if 'lc' in named else 'As of'} {_date(given, day_first=True)}"
     if way == "date":
         return _date(given, day_first="df" in named)
     if way == "fraction":
         return "/".join(given[-2:]) if len(given) < 3 else f"{given[0]} {given[1]}/{given[2]}"
-    if way == "century":  # {{s|XIX|e}}: XIXe siècle
-        return f"{''.join(given[:2])} siècle" if len(given) > 1 else ""
+    if way == "century":  # {{s|XIX|e}}: XIXe siècle; elsewhere {{s}} names a topic
+        return f"{''.join(given[:2])} siècle" if len(given) > 1 and _CENTURY.fullmatch(given[0]) else ""
+    if way == "heard":  # {{audio|Oak.ogg|oak}}
+        return given[1] if len(given) > 1 and given[0].lower().endswith(words.MEDIA_ENDING) else ""
     if way == "hour":
         return " h ".join(given[:2]) if len(given) > 1 else f"{given[0]} h"
     assert way == "aside"
@@ -146,15 +156,14 @@ def _date(given: list[str], *, day_first: bool) -> str:
     return " ".join(part for part in (day, month, year) if part)
 
 
-def _measure(given: list[str]) -> str:
-    """`{{convert|5|to|6|km2}}`, French `{{unité|5|km}}`, Italian `{{M|1|c|m}}`: numbers and the unit."""
+def _measure(given: list[str], *, in_words: bool) -> str:
+    """`{{convert|5|to|6|km2}}`, French `{{unité|5|km}}`: numbers and the unit."""
     if len(given) == 1:
         return given[0]
     if len(given) > 3 and given[1] in _RANGES:
-        *numbers, unit = given[:4]
-        return f"{' '.join(numbers)} {_UNITS.get(unit, unit)}"
-    unit = given[1] + given[2] if len(given) == 3 and given[1] in _PREFIXES and given[2].isalpha() else given[1]
-    return f"{given[0]} {_UNITS.get(unit, unit)}".rstrip()
-
-
-_PREFIXES = frozenset("Y Z E P T G M k h da d c m µ μ n p f".split()) | {""}
+        low, between, high, unit = given[:4]
+        number = f"{low}–{high}" if between in ("-", "–") else f"{low} {between} {high}"
+    else:
+        number, unit = given[:2]
+    word = _UNIT_WORDS.get(unit) if in_words else None
+    return f"{number} {word or _UNITS.get(unit, unit)}".rstrip()
