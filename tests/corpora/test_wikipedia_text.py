@@ -15,15 +15,15 @@ PAGES = {
     ),
     "measures and money": (
         "It is {{convert|5|to|6|km2}}, {{cvt|5+1/2|mi|km}}, {{unité|20|km/h}}, {{M|1|c|m}}, {{val|5.5|u=km}}, "
-        "{{frac|1|2}}, {{US$|5 million}}, {{euro|0.27}}, {{M|1000}}, {{convert|100|m|ft|0}}, a {{convert|9|lb|kg|adj=on}} "
-        "bag, {{convert|2|-|3|in}}.",
+        "{{frac|1|2}}, {{US$|5 million}}, {{euro|0.27}}, {{M|1000}}, {{convert|100|m|ft|0}}, "
+        "a {{convert|9|lb|kg|adj=on}} bag, {{convert|2|-|3|in}}.",
         "It is 5 to 6 km², 5+1/2 miles, 20 km/h, 1 cm, 5.5 km, 1/2, US$5 million, 0.27 €, 1000, 100 m, a 9 lb bag, "
         "2–3 inches.",
     ),
     "words of other languages": (
         "See {{lang-fr|La mer}}, {{langx|de|[[Meer]]}}, {{lang|fr|texte={{nowrap|La mer}}}}, {{nihongo|Sea|海|umi}}, "
-        "{{m|la|mare}}, {{audio|Meer.ogg|Meer}}{{audio|en|en-us-sea.ogg|Audio}}{{s|archeologia|subacquea}}.",
-        "See La mer, Meer, La mer, Sea, mare, Meer.",
+        "{{m|la|mare}}{{audio|en-us-sea.ogg|Audio}}{{s|archeologia|subacquea}}.",
+        "See La mer, Meer, La mer, Sea, mare.",
     ),
     "lead with infobox": (
         "{{Infobox settlement\n| name = Oak\n| image = [[File:Oak.jpg|200px]]\n| area = {{convert|5|km2}}\n}}\n"

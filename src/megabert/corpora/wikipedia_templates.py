@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 
-from megabert.corpora import wikipedia_words as words
-
 _FIRST, _SECOND, _LAST, _JOINED, _GLUED = "first", "second", "last", "joined", "glued"
 
 
@@ -42,7 +40,7 @@ KEPT = (
         "usd": "before US$", "a$": "before A$", "gbp": "before £", "£": "before £", "eur": "before €", "€": "before €",
         "¥": "before ¥", "inr": "before ₹", "₹": "before ₹", "séc": "before século ", "siglo": "before siglo ",
         "m": "measure or word", "s": "century", "sp-": "century", "euro": "after  €", "heure": "hour",
-        "incise": "aside", "tmp": "prefixed measure", "audio": "heard",
+        "incise": "aside", "tmp": "prefixed measure",
     }
 )  # fmt: skip
 PLAIN = {
@@ -136,8 +134,6 @@ def _composed(way: str, given: list[str], named: dict[str, str]) -> str:
         return "/".join(given[-2:]) if len(given) < 3 else f"{given[0]} {given[1]}/{given[2]}"
     if way == "century":  # {{s|XIX|e}}: XIXe siècle; elsewhere {{s}} names a topic
         return f"{''.join(given[:2])} siècle" if len(given) > 1 and _CENTURY.fullmatch(given[0]) else ""
-    if way == "heard":  # {{audio|Oak.ogg|oak}}
-        return given[1] if len(given) > 1 and given[0].lower().endswith(words.MEDIA_ENDING) else ""
     if way == "hour":
         return " h ".join(given[:2]) if len(given) > 1 else f"{given[0]} h"
     assert way == "aside"
