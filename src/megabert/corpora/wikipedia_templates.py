@@ -111,7 +111,7 @@ def text_of(name: str, arguments: list[list[str]]) -> str:
         return given[1] if len(given) > 1 else ""
     if way in (_JOINED, _GLUED):
         return (" " if way == _JOINED else "").join(given)
-    return _composed(way, given, dict(map(tuple, arguments)))
+    return _composed(way, given, {key: value.strip() for key, value in arguments})
 
 
 def _composed(way: str, given: list[str], named: dict[str, str]) -> str:
