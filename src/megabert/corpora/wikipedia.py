@@ -21,6 +21,7 @@ from megabert.corpora.wikipedia_dump import Bad, Site
 from megabert.corpora.wikipedia_lines import without_markup
 from megabert.corpora.wikipedia_output import Counts, Output
 from megabert.corpora.wikipedia_text import Reader
+from megabert.runtime import MapInOrder
 
 _PIECE_BYTES = 2 << 20  # of a packed file; of a plain one four times as much
 _LEAST_PIECE_BYTES = 128 << 10
@@ -200,6 +201,7 @@ def extract(
     file_bytes: int = 256 << 20,
     on_progress: Callable[[Progress], None] | None = None,
     seconds_between_reports: float = 5.0,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Progress:
     """Write the articles of a dump as loose JSON: `id`, `revid`, `url`, `title` and `text`, one a line.
 
@@ -212,6 +214,7 @@ def extract(
         output: folder of `part-00000.jsonl` and so on.
         workers: processes; None: one for each core.
         file_bytes: a file is ended when it is longer.
+        map_in_order: who computes; the workers of a cluster must see the dump under its path.
 
     Raises:
         ValueError: no dump, a damaged file, or a folder that holds something else.
@@ -228,7 +231,7 @@ def extract(
     joiner = _Joiner(out, paths)
     pieces = _pieces(paths, workers, out.state["number"], out.state["offset"])
     try:
-        for piece, made in runtime.map_in_order(_Worker, (), pieces, workers):
+        for piece, made in map_in_order(_Worker, (), pieces, workers):
             joiner.add(piece, made)
             now = time.monotonic()
             if now - saved >= _SECONDS_BETWEEN_CHECKPOINTS or out.full():

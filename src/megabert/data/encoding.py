@@ -17,6 +17,7 @@ from megabert.corpora.document import BadLine, Document
 from megabert.corpora.files import TextLayout, raw_chunks
 from megabert.data.indexed import token_dtype
 from megabert.data.indexed_writer import IndexedWriter
+from megabert.runtime import MapInOrder
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -114,10 +115,14 @@ class Encoder:
 
 
 def encode_all(
-    chunks: Iterator[tuple[int, Piece]], tokenizer: Tokenizer, reading: Reading, workers: int
+    chunks: Iterator[tuple[int, Piece]],
+    tokenizer: Tokenizer,
+    reading: Reading,
+    workers: int,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Iterator[tuple[int, Piece, Block]]:
     """Blocks in the order of their chunks; a few chunks are under way at a time."""
-    for (number, chunk), block in runtime.map_in_order(_encoder, (tokenizer, reading), chunks, workers):
+    for (number, chunk), block in map_in_order(_encoder, (tokenizer, reading), chunks, workers):
         yield number, chunk, block
 
 

@@ -18,6 +18,7 @@ from megabert.corpora import files
 from megabert.data.encoding import Block, Piece, Reading, encode_all
 from megabert.data.indexed import with_suffix
 from megabert.data.indexed_writer import IndexedWriter
+from megabert.runtime import MapInOrder
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -143,6 +144,7 @@ def tokenize(
     workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seconds_between_reports: float = 5.0,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Progress:
     """Make indexed data of text files.
 
@@ -154,6 +156,7 @@ def tokenize(
         workers: processes that encode; 1 encodes in this one. None: one for each core, fewer for a text so short that
             starting them would take longer.
         on_progress: called every `seconds_between_reports`.
+        map_in_order: who encodes.
 
     Returns:
         the numbers of the whole data set, rate and time of this call.
@@ -175,7 +178,9 @@ def tokenize(
             return Progress(writer.documents, writer.sentences, writer.tokens, 0, 0, 0.0, 0.0)
         skipped = _Skipped(writer.folder / "skipped.txt", writer.progress)
         try:
-            result = _write_all(inputs, tokenizer, reading, writer, skipped, workers, tell)
+            chunks = _chunks(inputs, reading, dict(writer.progress))
+            blocks = encode_all(chunks, tokenizer, reading, workers, map_in_order)
+            result = _write_all(inputs, reading, blocks, writer, skipped, tell)
             _check(inputs, skipped, writer, reading, at_end=True)
         except ValueError:
             writer.abandon()
@@ -192,11 +197,10 @@ def tokenize(
 
 def _write_all(
     inputs: Sequence[Path],
-    tokenizer: Tokenizer,
     reading: Reading,
+    blocks: Iterator[tuple[int, Piece, Block]],
     writer: IndexedWriter,
     skipped: _Skipped,
-    workers: int,
     tell: _Reporter,
 ) -> Progress:
     start = dict(writer.progress)
@@ -204,7 +208,7 @@ def _write_all(
     saved = time.monotonic()
     number, offset = start.get("file", 0), start.get("offset", 0)
     try:
-        for number, chunk, block in encode_all(_chunks(inputs, reading, start), tokenizer, reading, workers):
+        for number, chunk, block in blocks:
             writer.add_block(block.tokens, block.sizes, block.documents)
             skipped.add(block)
             offset = chunk.end_offset
