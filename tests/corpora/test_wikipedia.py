@@ -232,6 +232,14 @@ def test_a_run_killed_at_once_is_taken_up(tmp_path, monkeypatch):
     monkeypatch.undo()
     wikipedia.extract(tmp_path / "d.xml", tmp_path / "out", workers=1)
     assert len(records(tmp_path / "out")) == 300
+    assert not (tmp_path / "out" / REPORT).exists()
+
+
+def test_a_dump_without_its_end_is_reported(tmp_path):
+    (tmp_path / "d.xml").write_bytes(dump(MANY).removesuffix(b"</mediawiki>\n"))
+    wikipedia.extract(tmp_path / "d.xml", tmp_path / "out", workers=1)
+    assert len(records(tmp_path / "out")) == 300
+    assert "d.xml: </mediawiki> is missing at its end" in (tmp_path / "out" / REPORT).read_text()
 
 
 def test_pages_too_long_for_the_memory_are_counted(tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def run(config: Config) -> None:
     if counts.coarse:
         print(f"{counts.coarse:,} articles defeated the parser and were read by patterns")
     if (config.output / wikipedia_output.REPORT).exists():
-        print(f"{counts.skipped:,} pages could not be read: {config.output / wikipedia_output.REPORT}")
+        print(f"{counts.skipped:,} pages could not be read; see {config.output / wikipedia_output.REPORT}")
 
 
 def _report(progress: Progress) -> None:

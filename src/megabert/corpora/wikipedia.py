@@ -311,4 +311,7 @@ class _Joiner:
         _, _, rest = wikipedia_dump.cut(self._out.carry)
         if b"<page>" in rest:
             self._out.write(b"", Counts(skipped=1), [f"{self._last.path}: the file ends inside its last page"])
+        elif b"</mediawiki" not in self._out.carry:
+            reason = "</mediawiki> is missing at its end: was it cut short?"
+            self._out.write(b"", Counts(), [f"{self._last.path}: {reason}"])
         self._out.carry = b""
