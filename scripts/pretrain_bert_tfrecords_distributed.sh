@@ -9,7 +9,7 @@ source "$(dirname "$0")/bert_large.sh"
 
 exec "${LAUNCH[@]}" "$ROOT/pretrain_bert.py" "${WORD_PIECE[@]}" \
     --use-tfrecords \
-    --train-data ${TRAIN_DATA:-tfrecords/train*} \
-    --valid-data ${VALID_DATA:-tfrecords/valid*} \
-    --test-data ${TEST_DATA:-tfrecords/test*} \
+    --train-data ${TRAIN_DATA:-tfrecords/train*.tfrecord} \
+    --valid-data ${VALID_DATA:-tfrecords/valid*.tfrecord} \
+    --test-data ${TEST_DATA:-tfrecords/test*.tfrecord} \
     "${TRAINING[@]}" "$@"

@@ -94,7 +94,7 @@ def _notices(config: pretrain.Config, given: Sequence[tuple[str, dataclasses.Fie
     judged = {field.name for field in dataclasses.fields(JudgedFlags)} - {"delim"}
     for flag, field in given:
         value, meaning = getattr(config, field.name), field.metadata["help"]
-        if field.name == "local_rank" or value is False and field.name in _LET_PASS:
+        if field.name == "local_rank" or (value is False and field.name in _LET_PASS):
             continue
         if field.name in _LET_PASS:
             yield f"{flag}: {_LET_PASS[field.name]}"
