@@ -1,4 +1,4 @@
-"""Megatron-LM's preprocessing by its old name and with its old flags; see `megabert.compat.megatron`."""
+"""Megatron-LM's script of this name, with its flags; see `megabert.compat.megatron`."""
 
 import sys
 

@@ -39,9 +39,9 @@ PASSED_2019 = """
 """
 OBEYED_2019 = """
 --train-data a.json b.json --presplit-sentences --fp32-tokentypes --loss-scale 1024 --loss-scale-window 500
---min-scale 2 --checkpoint-activations --log-interval 10 --seed 7 --save-iters 100 --save x --load x
---eval-batch-size 8 --eval-iters 20 --eval-seq-length 128 --eval-max-preds-per-seq 20 --eval-text-key body --valid-data v
---test-data t --tokenizer-path t.model --distributed-backend gloo --local_rank 0 --checkpoint-num-layers 2 --exit-interval 5
+--min-scale 2 --checkpoint-activations --log-interval 10 --seed 7 --save-iters 100 --save x --load x --eval-batch-size
+8 --eval-iters 20 --eval-seq-length 128 --eval-max-preds-per-seq 20 --eval-text-key body --valid-data v --test-data t
+--tokenizer-path t.model --distributed-backend gloo --local_rank 0 --checkpoint-num-layers 2 --exit-interval 5
 --make-vocab-size-divisible-by 64 --model-parallel-size 2 --min-lr 1e-6 --eval-interval 50 --no-save-optim --finetune
 --use-checkpoint-lr-scheduler --tensorboard-dir tb
 """
@@ -60,9 +60,9 @@ block --activations-checkpoint-num-layers 2 --adam-beta1 0.8 --adam-beta2 0.99 -
 --init-method-std 0.01 --init-method-xavier-uniform --lr-decay-samples 10 --lr-warmup-samples 1 --bf16
 --initial-loss-scale 65536 --min-loss-scale 2 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
 --num-layers-per-virtual-pipeline-stage 2 --encoder-seq-length 128 --mask-prob 0.2 --short-seq-prob 0.2
---vocab-extra-ids 0 --no-bias-gelu-fusion --openai-gelu --apply-residual-connection-post-layernorm --bert-no-binary-head
---log-params-norm --log-num-zeros-in-grad --no-log-learnig-rate-to-tensorboard --no-log-loss-scale-to-tensorboard
---exit-duration-in-mins 9
+--vocab-extra-ids 0 --no-bias-gelu-fusion --openai-gelu --apply-residual-connection-post-layernorm
+--bert-no-binary-head --log-params-norm --log-num-zeros-in-grad --no-log-learnig-rate-to-tensorboard
+--no-log-loss-scale-to-tensorboard --exit-duration-in-mins 9
 """
 VALUES = {"--DDP-impl": "local", "--adlr-autoresume-interval": "1000", "--empty-unused-memory-level": "0",
           "--dataloader-type": "cyclic", "--data-impl": "lazy", "--tensorboard-log-interval": "7",
@@ -181,7 +181,7 @@ def place(tmp_path_factory):
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "."]) + "\n")
     with (place / "wiki.json").open("w") as file:
         for number in range(40):
-            sentence = " ".join(WORDS[number % 5 : number % 5 + 6]) + ". "
+            sentence = " ".join(WORDS[number % 5 : number % 5 + 6]).capitalize() + ". "
             file.write(json.dumps({"text": sentence * (3 + number % 4), "title": "the sea"}) + "\n")
     (place / "corpora.toml").write_text('[corpora]\nwikipedia = ["wiki.json"]\n')
     return place
@@ -249,3 +249,68 @@ def test_the_distributed_scripts_train_in_two_processes(place, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "data 2" in done.stdout and done.stdout.count("March 2019") == 1
     assert (place / "two" / "model" / "model.safetensors").is_file()
+
+
+def test_sentences_are_split_beforehand_and_data_sets_joined(place, monkeypatch, capsys):
+    from megabert.corpora import sentences
+    from megabert.data.indexed import IndexedData
+
+    monkeypatch.chdir(place)
+    assert main(["presplit_sentences_json", "wiki.json", "split.json"]) == 0
+    before, after = ((place / name).read_text().splitlines() for name in ("wiki.json", "split.json"))
+    for one, two in zip(map(json.loads, before), map(json.loads, after), strict=True):
+        assert two == {**one, "text": two["text"]}
+        assert two["text"].replace("\n", " ") == one["text"].strip()
+        assert two["text"].split("\n") == sentences.split(one["text"])
+    assert main(["presplit_sentences_json", "wiki.json", "wiki.json"]) == 2
+    assert main(["presplit_sentences_json", "wiki.json", "x.json", "--text-key", "body"]) == 2
+    assert "wiki.json, line 1: there is no text under 'body'" in capsys.readouterr().err and not Path("x.json").exists()
+
+    vocabulary = "names/bert-large-uncased-vocab.txt"
+    for name in ("one", "two"):
+        made = ["--input", "wiki.json", "--output-prefix", f"parts/{name}", "--vocab-file", vocabulary]
+        assert main(["preprocess_data", *made, "--split-sentences"]) == 0
+    assert main(["merge_datasets", "--input", "parts", "--output-prefix", "joined"]) == 0
+    assert IndexedData(Path("joined")).num_documents == 80
+
+
+def test_ranks_are_joined_and_cut_anew(tmp_path, monkeypatch, capsys):
+    import torch
+
+    from megabert import MegatronBertConfig, MegatronBertForPreTraining
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
+    model = MegatronBertForPreTraining(MegatronBertConfig(vocab_size=17, intermediate_size=32, **sizes))
+    model.save_pretrained("model")
+    ranks = "--tensor-model-parallel-size 2".split()
+    assert cli.main(["convert", "model", "cut", "--to", "megatron", *ranks]) == 0
+    told = (
+        "--num-layers 2 --hidden-size 16 --num-attention-heads 2 --seq-length 32 --max-position-embeddings 32".split()
+    )
+    script = [
+        "merge_mp_partitions",
+        "--model-type",
+        "BERT",
+        *ranks,
+        *told,
+        "--load",
+        "cut",
+        "--vocab-file",
+        "vocab.txt",
+    ]
+    assert main([*script, "--save", "whole"]) == 0
+    script = ["checkpoint_util", "--model-type", "BERT", "--load-dir", "cut", "--target-pipeline-parallel-size", "2"]
+    assert main([*script, "--save-dir", "other", "--loader", "megatron"]) == 0
+    found = {name: sorted(path.parent.name for path in Path(name).rglob("*.pt")) for name in ("whole", "other")}
+    assert found["whole"] == ["mp_rank_00"]
+    assert found["other"] == ["mp_rank_00_000", "mp_rank_00_001", "mp_rank_01_000", "mp_rank_01_001"]
+    for name in found:
+        opened = MegatronBertForPreTraining.from_pretrained(name).state_dict()
+        assert all(torch.equal(opened[key], tensor) for key, tensor in model.state_dict().items())
+    capsys.readouterr()
+    assert main(["merge_mp_partitions", "--load", "cut", "--save", "x", "--num-layers", "3"]) == 2
+    assert "--num-layers: 3, but cut has 2" in capsys.readouterr().err
+    assert main(["checkpoint_util", "--model-type", "GPT", "--load-dir", "cut", "--save-dir", "x"]) == 2
+    assert not Path("x").exists()

@@ -12,10 +12,15 @@ from megabert.config import nearest
 
 USUAL = "pretrain_bert"
 SCRIPTS = {
-    USUAL: "pretraining",
-    "preprocess_data": "preprocessing",
+    USUAL: ("pretraining", "run"),
+    "preprocess_data": ("preprocessing", "run"),
+    "merge_datasets": ("corpora", "merge"),
+    "presplit_sentences_json": ("corpora", "presplit"),
+    "merge_mp_partitions": ("checkpoints", "merge"),
+    "checkpoint_util": ("checkpoints", "reshard"),
+    "convert": ("checkpoints", "reshard"),
 }
-"""Script -> the module whose `run` takes its arguments."""
+"""Script -> the module and the function that take its arguments; `convert` is that of tools/checkpoint/."""
 
 
 def main(arguments: Sequence[str] | None = None, script: str | None = None) -> int:
@@ -31,7 +36,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> i
     def job() -> None:
         if script not in SCRIPTS:
             raise ValueError(f"unknown script {script}{nearest(script, list(SCRIPTS))}; scripts: {', '.join(SCRIPTS)}")
-        importlib.import_module(f"megabert.compat.megatron.{SCRIPTS[script]}").run(given)
+        module, function = SCRIPTS[script]
+        getattr(importlib.import_module(f"megabert.compat.megatron.{module}"), function)(given)
 
     def command() -> int:
         with runtime.termination_interrupts():
