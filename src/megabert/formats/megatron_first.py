@@ -10,7 +10,6 @@ from megabert.formats.megatron_layout import Layout
 from megabert.formats.megatron_shard import Shard, training_of, vocabulary_of
 from megabert.formats.table import Order, join
 
-
 _TYPES_OF_2019 = 11  # with SentencePiece and character tokenizers: function, command, str0, str1, ...
 
 
