@@ -120,7 +120,7 @@ def _main(arguments: list[str]) -> int:
         return _run(verb, arguments[1:], program)
 
 
-def _has_the_word() -> bool:
+def has_the_word() -> bool:
     """Whether a mistake is this process's to say: of many that were started together, most make the same.
 
     Here they do not know each other yet. So the first one speaks at once, and its launcher then ends the others, who
@@ -147,7 +147,7 @@ def _run(verb: str, arguments: list[str], program: str) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return fail(program, error) if _has_the_word() else TERMINATED
+        return fail(program, error) if has_the_word() else TERMINATED
     except runtime.Terminated:
         print(f"{program}: ended by SIGTERM", file=sys.stderr)
         return TERMINATED

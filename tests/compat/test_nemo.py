@@ -193,6 +193,10 @@ def test_what_is_wrong_is_one_line(place, capsys):
     fails("model.dataset.num_classes is missing", *encoder(place), f"model.train_ds.file_path={place / 'text.tsv'}",
           script="text_classification_with_bert")  # fmt: skip
     fails("unknown flag --lr", *good, "--lr", "3")
+    fails("start them with torchrun --nproc-per-node 2", *good, "model.tensor_model_parallel_size=2",
+          "model.dataset.max_seq_length=40", "model.dataset.doc_stride=8")  # fmt: skip
+    fails("--tensor-model-parallel-size", *good, "model.tensor_model_parallel_size=two")
+    fails("--data-parallel-sharding", *good, "model.data_parallel_sharding=half")
     fails("must be [", *good, "model.language_model.config_file=" + str(_wrong(place)))
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from megabert.compat.nemo.settings import Settings
+from megabert.parallel.options import ParallelOptions
 
 WANTED = "???"
 """A setting without a default: the user gives it."""
+
+LAYOUT = tuple(field.name for field in dataclasses.fields(ParallelOptions) if not field.metadata["hidden"])
+"""Flags of `megabert finetune` for many processes; they are settings below `model`, where later versions of NeMo had
+`tensor_model_parallel_size` and its like. None: the checkpoint and the launcher decide."""
 
 _EXPERIMENT = {
     "explicit_log_dir": None, "exp_dir": None, "version": None, "use_datetime_version": True, "resume_if_exists": False,
@@ -43,6 +49,7 @@ def _optimizer(name: str, rate: float, decay: float, schedule: str, warmup: floa
 
 def _encoder() -> dict[str, Any]:
     return {
+        **dict.fromkeys(LAYOUT),
         "tokenizer": {"tokenizer_name": "${model.language_model.pretrained_model_name}", "vocab_file": None,
                       "tokenizer_model": None, "special_tokens": None},
         "language_model": {"pretrained_model_name": "bert-base-uncased", "lm_checkpoint": None, "config_file": None,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from megabert.compat.nemo.defaults import LAYOUT
 from megabert.compat.nemo.settings import Settings, load_config, plain
 from megabert.compat.nemo.tasks import CHOICES, RESULTS
 from megabert.compat.nemo.translate import said, translated
@@ -77,7 +78,7 @@ class TaskModel:
         known = {name for name, _ in script.leaves()}
         model = cls({}, trainer)
         for name, value in told.leaves("model."):
-            if name in known and not name.startswith(_GROUPS):
+            if name in known and not name.startswith(_GROUPS) and name.removeprefix("model.") not in LAYOUT:
                 model.cfg.put(name.removeprefix("model."), value)
         if override_config_path is not None:
             one = isinstance(override_config_path, Mapping)
@@ -137,9 +138,8 @@ class TaskModel:
         run = translated(tree, script, choice.values(tree), start=self.start)
         if trainer.is_global_zero:
             print(*said(run.notices), sep="\n", end="\n" if run.notices else "", flush=True)
-        finetune.run(run.config)
-        assert run.config.save is not None
-        self.start = run.config.save / "model"
+        # Of several processes each has named a folder by its own clock, and they agree on one.
+        self.start = finetune.run(run.config) / "model"
         self.taught = FineTuned.from_path(self.start, device=chosen_device(run.config.device))
 
     def score(self, group: str, prefix: str, *, aloud: bool = True) -> dict[str, float]:

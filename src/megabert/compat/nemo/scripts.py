@@ -25,7 +25,7 @@ from megabert.compat.nemo.models import (
 )
 from megabert.compat.nemo.settings import Settings, load_config, overridden
 from megabert.compat.nemo.tasks import CHOICES
-from megabert.compat.nemo.trainer import NLPDDPPlugin, Trainer, exp_manager
+from megabert.compat.nemo.trainer import NLPDDPPlugin, Trainer, exp_manager, place
 from megabert.compat.nemo.translate import said
 from megabert.config import nearest
 
@@ -63,7 +63,7 @@ def _fit(model_class: type[TaskModel], tree: Settings) -> TaskModel:
 def _question_answering(tree: Settings) -> None:
     model = _fit(QAModel, tree)
     file = CHOICES[model.script].file_of(tree, "validation_ds")
-    if file is not None and isinstance(model, QAModel):
+    if file is not None and isinstance(model, QAModel) and place()[0] == 0:
         for question, answer in model.inference(file, num_samples=_FIRST_QUESTIONS)[0].values():
             print(f"question: {question}\nanswer: {answer}")
 
@@ -71,7 +71,7 @@ def _question_answering(tree: Settings) -> None:
 def _text_classification(tree: Settings) -> None:
     model = _fit(TextClassificationModel, tree)
     samples = tree.find("model.infer_samples") or []
-    if samples and isinstance(model, TextClassificationModel):
+    if samples and isinstance(model, TextClassificationModel) and place()[0] == 0:
         for sample, number in zip(samples, model.classifytext(samples), strict=True):
             print(f"query: {sample}\npredicted label: {number}")
 
@@ -138,7 +138,7 @@ def _guarded(given: list[str], script: str | None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return cli.fail(program, error)
+        return cli.fail(program, error) if cli.has_the_word() else cli.TERMINATED
     except runtime.Terminated:
         print(f"{program}: ended by SIGTERM", file=sys.stderr)
         return cli.TERMINATED
@@ -167,7 +167,7 @@ def _run(script: str, arguments: list[str]) -> None:
     if path is not None or (name is not None and name not in _CONFIGS):
         tree = tree.merged(load_config(_config_file(path, name)))
     tree, _ = overridden(tree, arguments)
-    for line in said(notices):
+    for line in said(notices) if place()[0] == 0 else ():
         print(line)
     job(tree.resolved())
 
@@ -205,7 +205,7 @@ def _config_file(path: str | None, name: str | None) -> Path:
 def _former(tree: Settings, arguments: list[str]) -> None:
     """A command line of 0.x."""
     asked = former.read(arguments)
-    for line in said(asked.notices):
+    for line in said(asked.notices) if place()[0] == 0 else ():
         print(line)
     if asked.mode in ("train", "train_eval"):
         tree, _ = overridden(tree, asked.overrides)
@@ -216,5 +216,7 @@ def _former(tree: Settings, arguments: list[str]) -> None:
     if asked.mode == "eval":
         model.setup_test_data({"file": str(asked.file)})
         Trainer().test(model, ckpt_path=None)
+    if place()[0]:
+        return
     model.inference(asked.file, output_prediction_file=asked.predictions, output_nbest_file=asked.n_best)
     print(f"written: {asked.predictions}, {asked.n_best}")
