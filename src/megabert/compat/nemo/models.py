@@ -72,9 +72,10 @@ class TaskModel:
             return told  # type: ignore[return-value]
         device = chosen_device("auto") if map_location is None else map_location
         taught = FineTuned.from_path(path, device=device)
-        if taught.task.head != CHOICES[cls.script].head:
+        choice = CHOICES[cls.script]
+        if taught.task.head != choice.head or choice.task not in ("", taught.task.name):
             raise ValueError(f"{restore_path} was taught {taught.task.name}, which is not what a {cls.__name__} does")
-        script = CHOICES[cls.script].defaults()
+        script = choice.defaults()
         known = {name for name, _ in script.leaves()}
         model = cls({}, trainer)
         for name, value in told.leaves("model."):
@@ -190,6 +191,11 @@ class TaskModel:
         checkpoint, place = open_checkpoint(self.start, optimizer=False), Path(save_path).expanduser()
         save_checkpoint(checkpoint, place, format="nemo", overwrite=True, layout=layout)
 
+    def _asked(self, queries: Sequence[str]) -> list[dict[str, Any]]:
+        """What is said about texts."""
+        model = self._answering()
+        return model.answer(model.task.asked([(text,) for text in queries], "queries")).predictions
+
     def _answering(self) -> FineTuned:
         if self.taught is None:
             raise ValueError(f"the {type(self).__name__} was neither taught nor restored: trainer.fit(model), or "
@@ -245,9 +251,8 @@ class TextClassificationModel(TaskModel):
         Args:
             batch_size, max_seq_length: accepted; the model knows how long its texts may be.
         """
-        model = self._answering()
-        predictions = model.answer(model.task.asked([(text,) for text in queries], "queries")).predictions
-        return [model.task.labels.index(one["label"]) for one in predictions]
+        labels = self._answering().task.labels
+        return [labels.index(one["label"]) for one in self._asked(queries)]
 
 
 class TokenClassificationModel(TaskModel):
@@ -269,12 +274,11 @@ class TokenClassificationModel(TaskModel):
             batch_size: accepted.
             output_file: written with a text a line.
         """
-        model = self._answering()
         if isinstance(queries, str | Path):
             queries = Path(queries).read_text(encoding="utf-8").splitlines()
         texts = [" ".join(text.split()) for text in queries]
         found = []
-        for one in model.answer(model.task.asked([(text,) for text in texts], "queries")).predictions:
+        for one in self._asked(texts):
             text, parts, at = one["text"], [], 0
             for word in _labelled_words(one):
                 parts += [text[at : word[0]], f"[{word[1]}]"]
@@ -283,6 +287,21 @@ class TokenClassificationModel(TaskModel):
         if output_file is not None:
             Path(output_file).write_text("".join(f"{text}\n" for text in found), encoding="utf-8")
         return found
+
+    def evaluate_from_file(
+        self, output_dir: str | Path, text_file: str | Path, labels_file: str | Path | None = None,
+        add_confusion_matrix: bool = False, normalize_confusion_matrix: bool = True, batch_size: int = 1,
+    ) -> None:  # fmt: skip
+        """Write labels and predictions of a file's words, and perhaps a picture, as `word_evaluation.evaluate`.
+
+        Args:
+            batch_size: accepted.
+        """
+        from megabert.compat.nemo import word_evaluation
+
+        labels = None if labels_file is None else Path(labels_file)
+        word_evaluation.evaluate(self._answering(), Path(output_dir), Path(text_file), labels,
+                                 confusion=add_confusion_matrix, normalised=normalize_confusion_matrix)  # fmt: skip
 
 
 def _labelled_words(prediction: Mapping[str, Any]) -> list[tuple[int, str]]:

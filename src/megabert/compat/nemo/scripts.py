@@ -15,6 +15,11 @@ from pathlib import Path
 
 from megabert import cli, runtime
 from megabert.compat.nemo import former
+from megabert.compat.nemo.conversation import (
+    IntentSlotClassificationModel,
+    PunctuationCapitalizationModel,
+    ZeroShotIntentModel,
+)
 from megabert.compat.nemo.corrections import corrected
 from megabert.compat.nemo.models import (
     GLUEModel,
@@ -31,7 +36,8 @@ from megabert.config import nearest
 
 _FIRST_QUESTIONS = 5
 _CONFIGS = {"question_answering_squad_config", "text_classification_config", "token_classification_config",
-            "glue_benchmark_config"}  # fmt: skip
+            "glue_benchmark_config", "intent_slot_classification_config", "punctuation_capitalization_config",
+            "zero_shot_intent_config"}  # fmt: skip
 
 
 def _fit(model_class: type[TaskModel], tree: Settings) -> TaskModel:
@@ -84,6 +90,13 @@ def _glue(tree: Settings) -> None:
     _fit(GLUEModel, tree.merged({"exp_manager": {"name": tree.model.task_name}}))
 
 
+def _trained(model_class: type[TaskModel]) -> Callable[[Settings], None]:
+    def run(tree: Settings) -> None:
+        _fit(model_class, tree)
+
+    return run
+
+
 def _tested(model_class: type[TaskModel], key: str) -> Callable[[Settings], None]:
     def run(tree: Settings) -> None:
         archive = tree.get("pretrained_model") or tree.find("model.nemo_path")
@@ -108,6 +121,12 @@ SCRIPTS: Mapping[str, tuple[str, Callable[[Settings], None]]] = {
     "token_classification_evaluate": (
         "token_classification_train", _tested(TokenClassificationModel, "pretrained_model")),
     "glue_benchmark": ("glue_benchmark", _glue),
+    "intent_slot_classification": ("intent_slot_classification", _trained(IntentSlotClassificationModel)),
+    "punctuation_capitalization_train": (
+        "punctuation_capitalization_train", _trained(PunctuationCapitalizationModel)),
+    "punctuation_capitalization_evaluate": (
+        "punctuation_capitalization_train", _tested(PunctuationCapitalizationModel, "pretrained_model")),
+    "zero_shot_intent_train": ("zero_shot_intent_train", _trained(ZeroShotIntentModel)),
 }  # fmt: skip
 """NeMo's script -> (whose settings it has, what it does)."""
 
