@@ -26,6 +26,8 @@ NOTICE_SECONDS = 30.0
 UNKNOWN_SECONDS = 30.0
 """A name that is not resolved for so long will not be: the services that give names to new machines are faster."""
 TRY_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+"""Who listens and has not answered as a store does after so long is something else."""
 
 
 def meet(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> tuple[dist.Store, list[str]]:
@@ -53,8 +55,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:2000] or type(error).__name__
 
 
-def _in_the_background(work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises. It waits in C or C++, where signals are not heard; this thread hears them."""
+def _in_the_background(work: Callable[[], Result], seconds: float) -> Result:
+    """What `work` returns or raises. It waits in C or C++, where signals are not heard; this thread hears them.
+
+    Raises:
+        TimeoutError: it was not done in time.
+    """
     results: list[Result] = []
     errors: list[Exception] = []
 
@@ -66,7 +72,10 @@ def _in_the_background(work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run, name="megabert-meeting", daemon=True)
     thread.start()
+    end = time.monotonic() + seconds
     while thread.is_alive():
+        if time.monotonic() > end:
+            raise TimeoutError("no answer")
         thread.join(0.1)
     if errors:
         raise errors[0]
@@ -75,20 +84,27 @@ def _in_the_background(work: Callable[[], Result]) -> Result:
 
 def _enter(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> dist.Store:
     """The store: rank 0 opens it, or torchrun's agent, which gives each attempt one of its own."""
+    # torch's own errors would bring a page of C++ with them: they must come later than ours.
+    longer = timeout + timedelta(seconds=2 * ANSWER_SECONDS)
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if launch.rank or of_agent:
         _reach(launch, timeout, say)
 
     def open_store() -> dist.Store:
         if of_agent:
-            return next(dist.rendezvous("env://", launch.rank, launch.size, timeout=timeout))[0]
+            return next(dist.rendezvous("env://", launch.rank, launch.size, timeout=longer))[0]
         address = launch.address if launch.rank else "127.0.0.1"
         return dist.TCPStore(
-            address, launch.port, launch.size, is_master=launch.rank == 0, timeout=timeout, wait_for_workers=False
+            address, launch.port, launch.size, is_master=launch.rank == 0, timeout=longer, wait_for_workers=False
         )
 
     try:
-        return _in_the_background(open_store)
+        store = _in_the_background(open_store, min(ANSWER_SECONDS, timeout.total_seconds()))
+    except TimeoutError:
+        raise ValueError(
+            f"rank {launch.rank} on {launch.host} found something at {launch.address}:{launch.port} that is no "
+            "rank 0: give another port to all processes with MASTER_PORT, or torchrun --master-port"
+        ) from None
     except (RuntimeError, dist.DistError) as error:
         # The frames of C++ below the message say nothing to a user.
         reason = one_line(error).partition(" Exception raised from")[0][:200]
@@ -98,6 +114,8 @@ def _enter(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> di
             f"rank 0 on {launch.host} cannot listen on port {launch.port} ({reason}): another job may use it; give "
             "another one to all processes with MASTER_PORT, or torchrun --master-port"
         ) from None
+    store.set_timeout(timeout)
+    return store
 
 
 def _what_is_missing(launch: Launch, timeout: timedelta) -> str:
@@ -113,9 +131,8 @@ def _reach(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> No
     unknown_since: float | None = None
     while True:
         left = begin + timeout.total_seconds() - time.monotonic()
-        place = (launch.address, launch.port)
         try:
-            _in_the_background(lambda: socket.create_connection(place, max(0.1, min(TRY_SECONDS, left)))).close()  # noqa: B023
+            _try_to_connect((launch.address, launch.port), max(0.1, min(TRY_SECONDS, left)))
             return
         except socket.gaierror as error:
             unknown_since = unknown_since or time.monotonic()
@@ -134,6 +151,11 @@ def _reach(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> No
             say(f"rank 1 on {launch.host} waits for rank 0 at {launch.address}:{launch.port} ({reason})")
             noticed = time.monotonic()
         time.sleep(min(0.2, left))
+
+
+def _try_to_connect(place: tuple[str, int], seconds: float) -> None:
+    # A name server may take longer than the connection itself.
+    _in_the_background(lambda: socket.create_connection(place, seconds), seconds + UNKNOWN_SECONDS).close()
 
 
 def _lead(
