@@ -131,8 +131,8 @@ def remarks(options: ParallelOptions, layout: Layout, hosts: Sequence[str]) -> I
     torn = next((first for first in groups if len(set(hosts[first : first + layout.tensor])) > 1), None)
     if torn is not None:
         yield (
-            f"note: the tensor ranks {torn} to {torn + layout.tensor - 1} lie on several machines, where each layer "
-            f"waits for the network: --tensor-model-parallel-size {layout.tensor} should divide the processes of a machine"
+            f"note: the tensor ranks {torn} to {torn + layout.tensor - 1} lie on several machines, so each layer waits "
+            f"for the network: --tensor-model-parallel-size {layout.tensor} should divide a machine's processes"
         )
 
 
