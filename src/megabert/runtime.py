@@ -1,7 +1,11 @@
-"""What every room needs: atomic files, permissions, signals, pools of processes, durations. Nothing imports torch."""
+"""What every room needs: atomic files, bounded JSON, permissions, signals, pools of processes, durations.
+
+Nothing imports torch.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -67,6 +71,15 @@ def signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+def cache_folder() -> Path:
+    """Where what has a name is kept: `MEGABERT_CACHE`, else `megabert` in the user's cache folder."""
+    given = os.environ.get("MEGABERT_CACHE")
+    if given:
+        return Path(given).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache") / "megabert"
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -94,6 +107,31 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def read_object(path: Path, *, kind: str = "", largest: int = 16 << 20) -> dict[str, Any]:
+    """The JSON object in a file that others may have written.
+
+    Args:
+        kind: what the file's folder is none of, where the file is missing, for the message.
+        largest: bytes that are read at most.
+
+    Raises:
+        ValueError: the file is missing, too large, no JSON, or not an object.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}{f' is no {kind}' if kind else ''}: {path.name} is missing") from None
+    if size > largest:
+        raise ValueError(f"{path} is damaged: {size:,} bytes are too many for what it should be")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+        raise ValueError(f"{path} is damaged: it is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it is JSON but not an object")
+    return value
 
 
 def remove_empty(made: Sequence[Path], leftover: str) -> None:

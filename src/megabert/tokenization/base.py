@@ -46,6 +46,10 @@ class Tokenizer(Protocol):
         """Ids of each text; no special token is added."""
         ...
 
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of `encode_batch`, one text after the other: ([tokens] int32, [texts] int32 tokens of each)."""
+        ...
+
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """For each text its ids, and where in it each of them stands: characters `[start, end)`."""
         ...
