@@ -140,10 +140,18 @@ def _has_the_word() -> bool:
 
 
 def _run(verb: str, arguments: list[str], program: str) -> int:
-    try:
+    def job() -> None:
         module = importlib.import_module(f"megabert.commands.{verb.replace('-', '_')}")
         config = configuration.parse(module.Config, arguments, program=program, description=module.__doc__ or "")
         module.run(config)
+
+    return guarded(program, job)
+
+
+def guarded(program: str, job: Callable[[], None]) -> int:
+    """Run `job` and return the exit status of `main`; its mistakes and its early end are said in one line."""
+    try:
+        job()
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 SUMMARY = "teach a pretrained encoder a task: questions, classes, entities, GLUE"
 
 
+EPOCHS = 3
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, ParallelOptions):
     """The command."""
@@ -90,7 +93,11 @@ class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, Para
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train; auto takes a GPU when there is one")
     batch_size: int = other_default(BatchOptions, "batch_size", 32)
-    epochs: int | None = other_default(BatchOptions, "epochs", 3)
+    epochs: int | None = option(
+        None, f"length of the run in passes over the training examples; left out, {EPOCHS}, unless --train-iters or "
+        "--train-samples says the length; with --train-iters N the run has N updates in each of them", example="5",
+        minimum=1,
+    )  # fmt: skip
     lr: float = other_default(OptimizerOptions, "lr", 5e-5)
     warmup: float = other_default(OptimizerOptions, "warmup", 0.1)
     log_interval: int = other_default(RunOptions, "log_interval", 50)
@@ -107,6 +114,8 @@ def run(config: Config) -> None:
         ValueError, OSError: as told by the part that found it.
     """
     _check(config)
+    if config.epochs is None and config.train_iters is None and config.train_samples is None:
+        config = dataclasses.replace(config, epochs=EPOCHS)
     from megabert.serving.crew import joined
 
     with joined(config, os.environ, config.device) as (world, device):
