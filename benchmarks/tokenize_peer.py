@@ -1,4 +1,4 @@
-"""Megatron-LM's tokenization of a corpus as its versions up to 3 do it, written anew: `benchmarks/tokenize.py`'s peer.
+"""Megatron-LM's tokenization of a corpus as its versions up to 3 do it, written anew: the peer of `tokenizing.py`.
 
 Each line of loose JSON goes through a `multiprocessing.Pool`: nltk's Punkt splits it into sentences, BERT's reference
 tokenizer, in Python, makes ids of each, and the first process appends them to an indexed data set sentence by sentence.

@@ -116,6 +116,8 @@ def _main(arguments: list[str]) -> int:
         print(f"megabert: error: unknown verb {verb!r}{hint}; verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     program = f"megabert {verb}"
+    # Torch's C++ warns of every try to reach a process with a page of frames; the job says itself what it waits for.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with runtime.termination_interrupts():
         return _run(verb, arguments[1:], program)
 

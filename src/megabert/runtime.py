@@ -14,10 +14,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class MapInOrder(Protocol):
+    """What `map_in_order` below is in this machine, and executors are elsewhere."""
+
+    def __call__(
+        self,
+        make: Callable[..., Callable[[Item], Result]],
+        arguments: tuple[Any, ...],
+        items: Iterable[Item],
+        workers: int,
+        /,
+    ) -> Iterator[tuple[Item, Result]]:
+        """(item, result) in the order of the items."""
+        ...
 
 
 class Terminated(KeyboardInterrupt):

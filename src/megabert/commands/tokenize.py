@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from megabert import runtime
+from megabert import executors, runtime
 from megabert.config import option
 from megabert.data.options import StoredSampleOptions
+from megabert.executors import ExecutorOptions
 from megabert.tokenization.options import TokenizerOptions
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class TokenizeOptions:
     )
     workers: int | None = option(
         None,
-        "processes that encode; left out, one for each core, fewer for a short text",
+        "processes that encode; left out, one for each core (of the cluster), fewer for a short text",
         minimum=1,
         maximum=1024,
         example="8",
@@ -94,7 +95,7 @@ class TokenizeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TokenizeOptions, StoredSampleOptions, TokenizerOptions):
+class Config(TokenizeOptions, ExecutorOptions, StoredSampleOptions, TokenizerOptions):
     """The command."""
 
 
@@ -137,11 +138,12 @@ def run(config: Config) -> None:
         dedup=config.dedup, similarity=config.dedup_similarity,
     )  # fmt: skip
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    result = tokenize(
-        inputs, tokenizer, prefix, reading=reading,
-        workers=config.workers, on_progress=_report if config.log_interval else None,
-        seconds_between_reports=config.log_interval,
-    )  # fmt: skip
+    with executors.chosen(config, config.workers) as (map_in_order, workers):
+        result = tokenize(
+            inputs, tokenizer, prefix, reading=reading, workers=workers,
+            on_progress=_report if config.log_interval else None, seconds_between_reports=config.log_interval,
+            map_in_order=map_in_order,
+        )  # fmt: skip
     print(
         f"{prefix}.bin, .idx: {result.documents:,} documents, {result.sentences:,} "
         f"{'sentences' if config.split_sentences else 'sequences'}, {result.tokens:,} tokens; "

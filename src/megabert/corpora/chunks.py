@@ -133,7 +133,9 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
         if ended:
             end = len(buffer)
         elif end == 0 and len(buffer) > _MAXIMUM_RECORD_BYTES:
-            problem = f"is longer than {_MAXIMUM_RECORD_BYTES >> 20} MiB"
+            problem = (
+                f"is longer than {_MAXIMUM_RECORD_BYTES >> 20} MiB, the most for one document; cut it into several"
+            )
             if kind == "tight":
                 raise ValueError(f"{path}: line {line}: an element of the array {problem}")
             offset += len(buffer) + _skip_line(file)

@@ -18,6 +18,7 @@ from megabert.data import fingerprints
 from megabert.data.fingerprints import Dedup
 from megabert.data.indexed import token_dtype
 from megabert.data.indexed_writer import IndexedWriter
+from megabert.runtime import MapInOrder
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -126,10 +127,14 @@ class Encoder:
 
 
 def encode_all(
-    chunks: Iterator[tuple[int, Piece]], tokenizer: Tokenizer, reading: Reading, workers: int
+    chunks: Iterator[tuple[int, Piece]],
+    tokenizer: Tokenizer,
+    reading: Reading,
+    workers: int,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Iterator[tuple[int, Piece, Block]]:
     """Blocks in the order of their chunks; a few chunks are under way at a time."""
-    for (number, chunk), block in runtime.map_in_order(_encoder, (tokenizer, reading), chunks, workers):
+    for (number, chunk), block in map_in_order(_encoder, (tokenizer, reading), chunks, workers):
         yield number, chunk, block
 
 

@@ -21,6 +21,7 @@ from megabert.data.duplicates import Duplicates
 from megabert.data.encoding import Block, Piece, Reading, encode_all
 from megabert.data.indexed import with_suffix
 from megabert.data.indexed_writer import IndexedWriter
+from megabert.runtime import MapInOrder
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -148,6 +149,7 @@ def tokenize(
     workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seconds_between_reports: float = 5.0,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Progress:
     """Make indexed data of text files.
 
@@ -159,6 +161,7 @@ def tokenize(
         workers: processes that encode; 1 encodes in this one. None: one for each core, fewer for a text so short that
             starting them would take longer.
         on_progress: called every `seconds_between_reports`.
+        map_in_order: who encodes.
 
     Returns:
         the numbers of the whole data set, rate and time of this call.
@@ -175,16 +178,15 @@ def tokenize(
     size = sum(path.stat().st_size for path in inputs)
     workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
     with reading.writer(prefix, tokenizer, settings) as writer:
-        report = with_suffix(prefix, ".skipped.txt")
         if writer.complete:
             writer.finish()
             return Progress(writer.documents, writer.sentences, writer.tokens, 0, 0, 0.0, 0.0)
         skipped = _Skipped(writer.folder / "skipped.txt", writer.progress)
-        filtered = None
-        if reading.dedup != "none":
-            filtered = Duplicates(writer.folder, inputs, reading.dedup, reading.similarity, writer.progress)
+        filtered = _duplicates(writer, inputs, reading) if reading.dedup != "none" else None
         try:
-            result = _write_all(inputs, tokenizer, reading, writer, skipped, filtered, workers, tell)
+            chunks = _chunks(inputs, reading, dict(writer.progress))
+            blocks = encode_all(chunks, tokenizer, reading, workers, map_in_order)
+            result = _write_all(inputs, reading, blocks, writer, skipped, filtered, tell)
             _check(inputs, skipped, writer, reading, at_end=True)
         except ValueError:
             writer.abandon()
@@ -193,10 +195,14 @@ def tokenize(
             skipped.close()
             if filtered is not None:
                 filtered.close()
-        _publish(skipped.path, report, skipped.bad)
+        _publish(skipped.path, with_suffix(prefix, ".skipped.txt"), skipped.bad)
         _publish(writer.folder / DUPLICATES, with_suffix(prefix, f".{DUPLICATES}"), filtered and filtered.removed)
         writer.finish(reading.facts(inputs) | (filtered.facts() if filtered else {}))
     return result
+
+
+def _duplicates(writer: IndexedWriter, inputs: Sequence[Path], reading: Reading) -> Duplicates:
+    return Duplicates(writer.folder, inputs, reading.dedup, reading.similarity, writer.progress)
 
 
 def _publish(report: Path, target: Path, entries: int | None) -> None:
@@ -209,12 +215,11 @@ def _publish(report: Path, target: Path, entries: int | None) -> None:
 
 def _write_all(
     inputs: Sequence[Path],
-    tokenizer: Tokenizer,
     reading: Reading,
+    blocks: Iterator[tuple[int, Piece, Block]],
     writer: IndexedWriter,
     skipped: _Skipped,
     filtered: Duplicates | None,
-    workers: int,
     tell: _Reporter,
 ) -> Progress:
     start = dict(writer.progress)
@@ -232,7 +237,7 @@ def _write_all(
         )
 
     try:
-        for number, chunk, block in encode_all(_chunks(inputs, reading, start), tokenizer, reading, workers):
+        for number, chunk, block in blocks:
             skipped.add(block)
             if filtered is not None:
                 block = filtered.without(number, block)

@@ -1,7 +1,7 @@
 """Tokenization beside Megatron-LM's algorithm: MB of text a second of both, with sentence splitting, same workers.
 
-  python benchmarks/tokenize.py --vocab bert-vocab.txt [--input a.jsonl ...] [--workers 2] [--repeats 3] [--json FILE]
-  python benchmarks/tokenize.py --vocab bert-vocab.txt --memory 400      peak memory of all processes, on 400 MB
+  python benchmarks/tokenizing.py --vocab bert-vocab.txt [--input a.jsonl ...] [--workers 2] [--repeats 3] [--json FILE]
+  python benchmarks/tokenizing.py --vocab bert-vocab.txt --memory 400      peak memory of all processes, on 400 MB
 
 The peer is `tokenize_peer.py`: nltk's Punkt and BERT's reference tokenizer in a multiprocessing pool, in a virtual
 environment of its own. Both programs are timed from start to end, by turns; medians are compared. Before, the two are
