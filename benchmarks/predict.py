@@ -1,10 +1,10 @@
 """Prediction speed beside Transformers' `pipeline`: one process, one fine-tuned model, the same texts, turn by turn.
 
 Ours is what `megabert predict` does with texts of a file, in bfloat16 as with --bf16, and in float32. Theirs is
-`pipeline("text-classification")` in float32, as it comes (one text at a time) and with batches in the order of the texts,
-each padded to its longest. All sides cut texts at 512 tokens, and all of their work is timed, tokens included. Texts
-are of mixed lengths, 5 to about 500 words. The model is taught for a moment first, so that it knows its labels; what all
-sides say is compared.
+`pipeline("text-classification")` in float32, as it comes (one text at a time) and with batches in the order of the
+texts, each padded to its longest. All sides cut texts at 512 tokens, and all of their work is timed, tokens included.
+Texts are of mixed lengths, 5 to about 500 words. The model is taught for a moment first, so that it knows its labels;
+what all sides say is compared.
 
     python benchmarks/predict.py --output bench.json
 """
@@ -114,9 +114,11 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = make_model(options, Path(place))
         sides = {
-            "megabert bf16": ours(folder, torch.bfloat16), "megabert fp32": ours(folder, torch.float32),
-            "pipeline": theirs(folder, 1), f"pipeline, batches of {options.batch_size}": theirs(folder, options.batch_size),
-        }  # fmt: skip
+            "megabert bf16": ours(folder, torch.bfloat16),
+            "megabert fp32": ours(folder, torch.float32),
+            "pipeline": theirs(folder, 1),
+            f"pipeline, batches of {options.batch_size}": theirs(folder, options.batch_size),
+        }
         said = {name: side(texts) for name, side in sides.items()}
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(options.repetitions):
