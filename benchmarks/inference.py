@@ -6,7 +6,8 @@ fill-mask` does with texts of one length, beside `pipeline("fill-mask")` with ba
 texts. Each side is in a process of its own, in float32 and in bfloat16; all of its work is timed, tokens included.
 
 In float32, hidden states must agree to 1e-4, and each likeliest word's probability to 1e-4 of it, or nothing is
-reported. In bfloat16 numbers have three digits: what is told is the largest difference, and the share of equal first words.
+reported. In bfloat16 numbers have three digits: what is told is the largest difference, and the share of equal first
+words.
 
     python benchmarks/inference.py --output inference.json
     python benchmarks/inference.py --table inference.json        # prints the table of an earlier run in Markdown

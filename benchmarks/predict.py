@@ -1,4 +1,4 @@
-"""Prediction speed beside Transformers' `pipeline`: one process, one fine-tuned model, the same texts, turn by turn.
+"""Speed of a fine-tuned model beside Transformers' `pipeline`: the same texts, turn by turn, each in its process.
 
 Ours is what `megabert predict` does with texts of a file, in bfloat16 as with --bf16, and in float32. Theirs is
 `pipeline("text-classification")` in float32, as it comes (one text at a time) and with batches in the order of the
@@ -17,7 +17,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ import made_tasks
 from megabert import cli, runtime
 from megabert.config import option, parse
 from megabert.serving.fine_tuned import FineTuned
+from turns import Side, alternate
 
 MOST_TOKENS = 512
 Labels = list[str]
@@ -74,29 +74,32 @@ def make_model(options: BenchmarkOptions, folder: Path) -> Path:
     return folder / "run" / "model"
 
 
-def ours(folder: Path, dtype: torch.dtype) -> Callable[[list[str]], Labels]:
+def ours(folder: Path, dtype: torch.dtype, texts: list[str]) -> Callable[[], Labels]:
     """What `megabert predict` does with texts."""
+    runtime.keep_freed_memory()
     model = FineTuned.from_path(folder, dtype=dtype)
 
-    def answer(texts: list[str]) -> Labels:
+    def turn() -> Labels:
         examples = model.task.asked([(text,) for text in texts], "benchmark")
         return [prediction["label"] for prediction in model.answer(examples).predictions]
 
-    return answer
+    return turn
 
 
-def theirs(folder: Path, batch: int) -> Callable[[list[str]], Labels]:
+def theirs(folder: Path, batch: int, texts: list[str]) -> Callable[[], Labels]:
     """Transformers' pipeline."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     asked = transformers.pipeline(
         "text-classification", model=transformers.AutoModelForSequenceClassification.from_pretrained(folder),
         tokenizer=transformers.AutoTokenizer.from_pretrained(folder), device="cpu",
     )  # fmt: skip
 
-    def answer(texts: list[str]) -> Labels:
+    def turn() -> Labels:
         said: Any = asked(texts, batch_size=batch, truncation=True, max_length=MOST_TOKENS)
         return [one["label"] for one in said]
 
-    return answer
+    return turn
 
 
 def agreement(left: Labels, right: Labels) -> float:
@@ -108,26 +111,20 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
     """Measure; returns what `--output` writes."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     texts = make_texts(options.texts, options.seed + 1)
+
+    def show(number: int, seconds: dict[str, float]) -> None:
+        told = ", ".join(f"{name} {len(texts) / taken:.1f}" for name, taken in seconds.items())
+        print(f"turn {number}: {told} texts/s", flush=True)
+
     with tempfile.TemporaryDirectory() as place:
-        folder = make_model(options, Path(place))
-        sides = {
-            "megabert bf16": ours(folder, torch.bfloat16),
-            "megabert fp32": ours(folder, torch.float32),
-            "pipeline": theirs(folder, 1),
-            f"pipeline, batches of {options.batch_size}": theirs(folder, options.batch_size),
-        }
-        said = {name: side(texts) for name, side in sides.items()}
-        rates: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(options.repetitions):
-            for name, side in sides.items():
-                begin = time.perf_counter()
-                side(texts)
-                rates[name].append(len(texts) / (time.perf_counter() - begin))
-            told = ", ".join(f"{name} {rate[-1]:.1f}" for name, rate in rates.items())
-            print(f"turn {turn + 1}: {told}", flush=True)
+        folder, threads = make_model(options, Path(place)), torch.get_num_threads()
+        sides = {f"megabert {kind}": Side(ours, folder, dtype, texts, threads=threads)
+                 for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}  # fmt: skip
+        for name, batch in (("pipeline", 1), (f"pipeline, batches of {options.batch_size}", options.batch_size)):
+            sides[name] = Side(theirs, folder, batch, texts, threads=threads)
+        seconds, said = alternate(sides, options.repetitions, show)
+    rates = {name: [len(texts) / taken for taken in times] for name, times in seconds.items()}
     median = {name: statistics.median(rate) for name, rate in rates.items()}
     return {
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
