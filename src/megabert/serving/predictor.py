@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,15 +18,12 @@ from megabert.formats.open import find_model
 from megabert.models.bert.config import settings
 from megabert.models.bert.language import MegatronBertForMaskedLM
 from megabert.models.bert.pretraining import MegatronBertForNextSentencePrediction, MegatronBertForPreTraining
+from megabert.tasks.rows import by_length, enough_tokens
 from megabert.tokenization import opening
 from megabert.tokenization.base import Tokenizer
 
 # Tokens of a batch, padding included: enough to fill the machine, small enough for a laptop's memory.
 _BATCH_TOKENS = 8192
-
-# A batch that has this part of them is not filled with rows that would be padding by more than a tenth: a processor
-# works as fast on the smaller batch, a GPU wants more at once.
-_ENOUGH_PARTS_CPU, _ENOUGH_PARTS, _LEAST_FILLED = 16, 2, 0.9
 
 _PAIR_MEANINGS = {
     "sop": "that the second text follows the first, and not that they were swapped (SOP)",
@@ -212,21 +209,10 @@ class Predictor:
             rows.append((ids, first))
         return rows
 
-    def _batches(self, rows: Sequence[tuple[list[int], int]]) -> Iterator[list[int]]:
+    def _batches(self, rows: Sequence[tuple[list[int], int]]) -> list[list[int]]:
         """Numbers of rows of about the same length, the longest first, so that little is padding."""
-        enough = self.batch_tokens // (_ENOUGH_PARTS_CPU if self.model.device.type == "cpu" else _ENOUGH_PARTS)
-        batch: list[int] = []
-        width = 0
-        for index in sorted(range(len(rows)), key=lambda index: -len(rows[index][0])):
-            length = len(rows[index][0])
-            width = width or length
-            full = (len(batch) + 1) * width > self.batch_tokens
-            if batch and (full or (len(batch) * width >= enough and length < _LEAST_FILLED * width)):
-                yield batch
-                batch, width = [], length
-            batch.append(index)
-        if batch:
-            yield batch
+        enough = enough_tokens(self.batch_tokens, self.model.device.type)
+        return by_length([len(ids) for ids, _ in rows], self.batch_tokens, enough=enough)
 
     def _inputs(self, rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
         """Padded tensors [rows, seq] for the model."""
