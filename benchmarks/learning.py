@@ -48,7 +48,7 @@ class Learned:
 
 
 TASKS = {
-    "SST-2": Learned("sst2", "glue/SST-2/train.tsv", "glue/SST-2/dev.tsv", "accuracy", 2, 12_000),
+    "SST-2": Learned("sst-2", "glue/SST-2/train.tsv", "glue/SST-2/dev.tsv", "accuracy", 2, 12_000),
     "CoLA": Learned("cola", "glue/CoLA/train.tsv", "glue/CoLA/dev.tsv", "matthews", 4),
     "MRPC": Learned("mrpc", "glue/MRPC/train.tsv", "glue/MRPC/dev.tsv", "f1", 3),
     "RTE": Learned("rte", "glue/RTE/train.tsv", "glue/RTE/dev.tsv", "accuracy", 3),

@@ -116,11 +116,13 @@ def _main(arguments: list[str]) -> int:
         print(f"megabert: error: unknown verb {verb!r}{hint}; verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     program = f"megabert {verb}"
+    # Torch's C++ warns of every try to reach a process with a page of frames; the job says itself what it waits for.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with runtime.termination_interrupts():
         return _run(verb, arguments[1:], program)
 
 
-def _has_the_word() -> bool:
+def has_the_word() -> bool:
     """Whether a mistake is this process's to say: of many that were started together, most make the same.
 
     Here they do not know each other yet. So the first one speaks at once, and its launcher then ends the others, who
@@ -140,14 +142,22 @@ def _has_the_word() -> bool:
 
 
 def _run(verb: str, arguments: list[str], program: str) -> int:
-    try:
+    def job() -> None:
         module = importlib.import_module(f"megabert.commands.{verb.replace('-', '_')}")
         config = configuration.parse(module.Config, arguments, program=program, description=module.__doc__ or "")
         module.run(config)
+
+    return guarded(program, job)
+
+
+def guarded(program: str, job: Callable[[], None]) -> int:
+    """Run `job` and return the exit status of `main`; its mistakes and its early end are said in one line."""
+    try:
+        job()
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return fail(program, error) if _has_the_word() else TERMINATED
+        return fail(program, error) if has_the_word() else TERMINATED
     except runtime.Terminated:
         print(f"{program}: ended by SIGTERM", file=sys.stderr)
         return TERMINATED

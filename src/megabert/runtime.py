@@ -1,8 +1,12 @@
-"""What every room needs: atomic files, permissions, signals, processes, memory, durations. Nothing imports torch."""
+"""What every room needs: atomic files, bounded JSON, permissions, signals, pools of processes, memory, durations.
+
+Nothing imports torch.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -12,13 +16,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class MapInOrder(Protocol):
+    """What `map_in_order` below is in this machine, and executors are elsewhere."""
+
+    def __call__(
+        self,
+        make: Callable[..., Callable[[Item], Result]],
+        arguments: tuple[Any, ...],
+        items: Iterable[Item],
+        workers: int,
+        /,
+    ) -> Iterator[tuple[Item, Result]]:
+        """(item, result) in the order of the items."""
+        ...
 
 
 class Terminated(KeyboardInterrupt):
@@ -72,6 +91,15 @@ def signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+def cache_folder() -> Path:
+    """Where what has a name is kept: `MEGABERT_CACHE`, else `megabert` in the user's cache folder."""
+    given = os.environ.get("MEGABERT_CACHE")
+    if given:
+        return Path(given).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache") / "megabert"
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -99,6 +127,31 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def read_object(path: Path, *, kind: str = "", largest: int = 16 << 20) -> dict[str, Any]:
+    """The JSON object in a file that others may have written.
+
+    Args:
+        kind: what the file's folder is none of, where the file is missing, for the message.
+        largest: bytes that are read at most.
+
+    Raises:
+        ValueError: the file is missing, too large, no JSON, or not an object.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}{f' is no {kind}' if kind else ''}: {path.name} is missing") from None
+    if size > largest:
+        raise ValueError(f"{path} is damaged: {size:,} bytes are too many for what it should be")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+        raise ValueError(f"{path} is damaged: it is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it is JSON but not an object")
+    return value
 
 
 def remove_empty(made: Sequence[Path], leftover: str) -> None:

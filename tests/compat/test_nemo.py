@@ -163,6 +163,10 @@ def test_token_classification_from_training_to_a_further_one(place, capsys):
     assert model.taught.model.config.head_layers == 2 and model.taught.model.config.head_dropout == 0.5
     model.taught.model.classifier.mlp.layer2.bias.data[1] = 100.0
     assert model.add_predictions(["it was in paris."]) == ["it[B-LOC] was[B-LOC] in[B-LOC] paris[B-LOC].[B-LOC]"]
+    model.evaluate_from_file("out", place / "text_dev.txt", place / "labels_dev.txt", add_confusion_matrix=True)
+    rows = [line.split("\t") for line in Path("out/infer_text_dev.txt").read_text().splitlines()]
+    assert rows[0] == ["labels", *"O O O B-LOC B-PER O O B-LOC".split()] and rows[1] == ["preds", *["B-LOC"] * 8]
+    assert len(list(Path("out").glob("Normalized_Confusion_matrix_*.png"))) == 1
     # An archive is taught further with its head, and evaluated, whatever its ranks.
     save_checkpoint(open_checkpoint("ner.nemo"), "two.nemo", layout=Layout(tensor=2))
     further = ["trainer.gpus=0", "trainer.max_epochs=1", "exp_manager.create_tensorboard_logger=false"]
@@ -193,6 +197,10 @@ def test_what_is_wrong_is_one_line(place, capsys):
     fails("model.dataset.num_classes is missing", *encoder(place), f"model.train_ds.file_path={place / 'text.tsv'}",
           script="text_classification_with_bert")  # fmt: skip
     fails("unknown flag --lr", *good, "--lr", "3")
+    fails("start them with torchrun --nproc-per-node 2", *good, "model.tensor_model_parallel_size=2",
+          "model.dataset.max_seq_length=40", "model.dataset.doc_stride=8")  # fmt: skip
+    fails("--tensor-model-parallel-size", *good, "model.tensor_model_parallel_size=two")
+    fails("--data-parallel-sharding", *good, "model.data_parallel_sharding=half")
     fails("must be [", *good, "model.language_model.config_file=" + str(_wrong(place)))
 
 
@@ -235,3 +243,55 @@ def test_a_configuration_file(place, capsys):
     assert "nothing.json" in capsys.readouterr().err
     assert main(["question_answering_squad", "--config-path=conf", "--config-name=other"]) == 2
     assert "there is no configuration file conf/other.yaml" in capsys.readouterr().err
+
+
+def test_models_for_what_people_say(place, capsys):
+    """Intents and slots, marks and capitals, labels that nobody taught: taught by scripts, asked in Python."""
+    folder = Path("data")
+    folder.mkdir()
+    for name, text in {
+        "dict.intents.csv": "where\nwho\n", "dict.slots.csv": "O\nB-place\n",
+        "train.tsv": "sentence\tlabel\nit was in paris\t0\nwho was it\t1\n", "train_slots.tsv": "0 0 0 1\n0 0 0\n",
+        "text_train.txt": "it was in paris\nwho was ada\n", "labels_train.txt": "OU OO OO .U\nOU OO ?U\n",
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+    for kind in ("tsv", "txt"):
+        for source in folder.glob(f"*train*.{kind}"):
+            source.with_name(source.name.replace("train", "test" if kind == "tsv" else "dev")).write_text(
+                source.read_text()
+            )
+    nli = "".join("\t".join([*"01234567", "it was", f"it was {word}", word]) + "\n"
+                  for word in ("entailment", "neutral", "contradiction"))  # fmt: skip
+    for name in ("nli.tsv", "dev_matched.tsv"):
+        (folder / name).write_text(nli)
+    run = [*encoder(place, "model.pt"), "model.dataset.max_seq_length=24", f"model.dataset.data_dir={folder}"]
+
+    def taught(script, *arguments):
+        assert main([script, *arguments, f"exp_manager.explicit_log_dir={script}"]) == 0, capsys.readouterr().err
+
+    taught(
+        "intent_slot_classification", *run[:-2], "model.language_model.max_seq_length=24", f"model.data_dir={folder}"
+    )
+    model = pl.IntentSlotClassificationModel.restore_from("intent_slot_classification/model")
+    intents, slots = model.predict_from_examples(["it was in paris"], None)
+    assert intents[0] in ("where", "who") and len(slots[0].split()) == 4
+    assert "intent_share = 0.6" in Path("intent_slot_classification/run.toml").read_text()
+
+    taught("punctuation_capitalization_train", *run)
+    model = pl.PunctuationCapitalizationModel.restore_from("punctuation_capitalization_train/model")
+    (text,) = model.add_punctuation_capitalization(["it was in paris"])
+    (labels,) = model.add_punctuation_capitalization(["it was in paris"], return_labels=True)
+    assert len(text.split()) == len(labels.split()) == 4 and all(len(label) == 2 for label in labels.split())
+    with pytest.raises(ValueError, match="was taught punctuation, which is not what a TokenClassificationModel does"):
+        TokenClassificationModel.restore_from("punctuation_capitalization_train/model")
+
+    taught("zero_shot_intent_train", *run, "model.train_ds.file_name=nli.tsv")
+    model = pl.ZeroShotIntentModel.restore_from("zero_shot_intent_train/model")
+    for several in (True, False):
+        (said,) = model.predict(["it was in paris"], ["good", "bad", "paris"], multi_label=several)
+        assert said["sentence"] == "it was in paris" and sorted(said["labels"]) == ["bad", "good", "paris"]
+        assert said["scores"] == sorted(said["scores"], reverse=True)
+        assert several or sum(said["scores"]) == pytest.approx(1, abs=1e-3)
+    assert model.taught.task.name == "glue"
+    with pytest.raises(ValueError, match="numbers from 0 to 2"):
+        model.predict("it", "good,bad", entailment_idx=3)

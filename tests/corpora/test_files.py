@@ -5,7 +5,7 @@ import lzma
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabert.corpora import chunks, files
@@ -135,6 +135,7 @@ def test_line_too_long_for_memory_is_passed_over(tmp_path, monkeypatch):
 objects = st.lists(st.text(alphabet='ab"\\{}[], \n\u00e9', min_size=1).filter(str.strip), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(
     texts=objects, kind=st.sampled_from(["loose", "tight", "tight-indented", "text"]), chunk_bytes=st.integers(1, 60)
 )
@@ -202,6 +203,7 @@ json_like = st.lists(
 ).map(b"".join)
 
 
+@settings(deadline=None)
 @given(content=st.one_of(st.binary(max_size=200), json_like), loose_json=st.sampled_from([None, True, False]))
 def test_any_bytes_give_documents_bad_lines_or_one_clear_error(tmp_path_factory, content, loose_json):
     path = tmp_path_factory.mktemp("corpus") / "corpus"

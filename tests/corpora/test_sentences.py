@@ -19,6 +19,19 @@ def test_presplit_lines_are_kept_whole():
     assert sentences.split("One. Two.\n\nThree.", presplit=True) == ["One. Two.", "Three."]
 
 
+def test_a_long_line_is_read_in_pieces(monkeypatch):
+    text = (
+        "Dr. Smith went home. He slept, e.g. at 3 p.m. yesterday! Why? A longer sentence of U.S. origin follows here. "
+        * 9
+    )
+    whole = sentences.split(text)
+    for length in range(60, 110):
+        monkeypatch.setattr(sentences, "_LONGEST_PIECE", length)
+        assert sentences.split(text) == whole
+    monkeypatch.setattr(sentences, "_LONGEST_SENTENCE", 100)
+    assert max(map(len, sentences.split("word " * 100))) < 250
+
+
 def test_other_languages_and_nothing():
     assert sentences.split("今日は。明日も。", language="ja") == ["今日は。", "明日も。"]
     assert sentences.split(" \n ") == []

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from megabert import cli
 from megabert.corpora import wikipedia
 from megabert.corpora.wikipedia_output import REPORT
 
@@ -179,3 +180,72 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "a" / "extract.json").unlink()
     with pytest.raises(ValueError, match="name an empty folder"):
         wikipedia.extract(tmp_path / "a.xml", tmp_path / "a", workers=1)
+
+
+def damaged(kind):
+    data = dump(MANY)
+    packed = bz2.compress(data, 1)
+    return {
+        "cut.bz2": packed[:-200],
+        "short.bz2": packed[:90],
+        "middle.bz2": packed[: len(packed) // 2] + b"?" * 50 + packed[len(packed) // 2 :],
+        "false.bz2": b"BZh9" + bytes(range(256)),
+        "cut.gz": gzip.compress(data)[:-3000],
+        "middle.gz": gzip.compress(data)[:3000] + b"?" * 5000,
+        "archive.7z": b"7z\xbc\xaf\x27\x1c" + bytes(900),
+        "garbage": bytes(range(256)) * 20,
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cut.bz2", "damaged or cut short"),
+        ("short.bz2", "damaged or cut short"),
+        ("middle.bz2", "damaged or cut short"),
+        ("false.bz2", "damaged or cut short"),
+        ("cut.gz", "damaged or cut short"),
+        ("middle.gz", "damaged or cut short"),
+        ("archive.7z", "is a 7-Zip archive; a dump is XML"),
+        ("garbage", "it is no MediaWiki XML dump"),
+    ],
+)
+def test_a_damaged_file_is_one_line_and_leaves_nothing(tmp_path, kind, message, capsys):
+    (tmp_path / kind).write_bytes(damaged(kind))
+    given = ["extract", str(tmp_path / kind), "--output", str(tmp_path / "out"), "--workers", "1"]
+    assert cli.main([*given, "--log-interval", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert kind in line
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_killed_at_once_is_taken_up(tmp_path, monkeypatch):
+    (tmp_path / "d.xml").write_bytes(dump(MANY))
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(wikipedia._Joiner, "add", killed)
+    with pytest.raises(SystemExit):
+        wikipedia.extract(tmp_path / "d.xml", tmp_path / "out", workers=1)
+    monkeypatch.undo()
+    wikipedia.extract(tmp_path / "d.xml", tmp_path / "out", workers=1)
+    assert len(records(tmp_path / "out")) == 300
+    assert not (tmp_path / "out" / REPORT).exists()
+
+
+def test_a_dump_without_its_end_is_reported(tmp_path):
+    (tmp_path / "d.xml").write_bytes(dump(MANY).removesuffix(b"</mediawiki>\n"))
+    wikipedia.extract(tmp_path / "d.xml", tmp_path / "out", workers=1)
+    assert len(records(tmp_path / "out")) == 300
+    assert "d.xml: </mediawiki> is missing at its end" in (tmp_path / "out" / REPORT).read_text()
+
+
+def test_pages_too_long_for_the_memory_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(wikipedia, "_LONGEST_RAW_PAGE", 20_000)
+    (tmp_path / "d.xml").write_bytes(dump([page(1, "One."), page(2, "word " * 20_000), page(3, "Three.")]))
+    result = wikipedia.extract(tmp_path / "d.xml", tmp_path / "out", workers=1)
+    assert [record["text"] for record in records(tmp_path / "out")] == ["One.", "Three."]
+    assert result.counts.skipped == 1
+    assert "is longer than" in (tmp_path / "out" / REPORT).read_text()

@@ -7,6 +7,24 @@ from megabert.corpora.wikipedia_lines import without_markup
 from megabert.corpora.wikipedia_text import Reader
 
 PAGES = {
+    "dates and centuries": (
+        "Built in {{start date|1990|5|4}}, {{start date|1990|5|4|df=y}} or {{date|19|janvier|1920}}, "
+        "{{as of|2020|5|lc=y}}; le {{XIXe siècle}}, le {{s|XIX|e}}, no {{séc|XIII}}, à {{heure|4|30}}.",
+        "Built in May 4, 1990, 4 May 1990 or 19 janvier 1920, as of May 2020; le XIXe siècle, le XIXe siècle, no "
+        "século XIII, à 4 h 30.",
+    ),
+    "measures and money": (
+        "It is {{convert|5|to|6|km2}}, {{cvt|5+1/2|mi|km}}, {{unité|20|km/h}}, {{M|1|c|m}}, {{val|5.5|u=km}}, "
+        "{{frac|1|2}}, {{US$|5 million}}, {{euro|0.27}}, {{M|1000}}, {{convert|100|m|ft|0}}, "
+        "a {{convert|9|lb|kg|adj=on}} bag, {{convert|2|-|3|in}}.",
+        "It is 5 to 6 km², 5+1/2 miles, 20 km/h, 1 cm, 5.5 km, 1/2, US$5 million, 0.27 €, 1000, 100 m, a 9 lb bag, "
+        "2–3 inches.",
+    ),
+    "words of other languages": (
+        "See {{lang-fr|La mer}}, {{langx|de|[[Meer]]}}, {{lang|fr|texte={{nowrap|La mer}}}}, {{nihongo|Sea|海|umi}}, "
+        "{{m|la|mare}}{{audio|en-us-sea.ogg|Audio}}{{s|archeologia|subacquea}}.",
+        "See La mer, Meer, La mer, Sea, mare.",
+    ),
     "lead with infobox": (
         "{{Infobox settlement\n| name = Oak\n| image = [[File:Oak.jpg|200px]]\n| area = {{convert|5|km2}}\n}}\n"
         "'''Oak''' is a ''small'' [[town]] in [[Elm County|the county of Elm]].",
@@ -75,10 +93,10 @@ PAGES = {
     "text in templates": (
         "The {{lang|fr|maison}}, {{nowrap|10 km}} from {{convert|5|km|mi}} and {{convert|2|to|3|C}}{{snd}}"
         "{{circa|1900}}, {{as of|2020|3}}, {{lang-en|[[house|houses]]}}.",
-        "The maison, 10 km from 5 km and 2 to 3 °C – c. 1900, As of 3 2020, houses.",
+        "The maison, 10 km from 5 km and 2 to 3 °C – c. 1900, As of March 2020, houses.",
     ),
     "brackets round nothing": (
-        "Oak ({{lang-xx|eik}}; {{IPA|oːk}}) is ({{x}}, a tree) old ( ) and [ ] tall ({{y}}or).",
+        "Oak ({{pron-xx|eik}}; {{IPA|oːk}}) is ({{x}}, a tree) old ( ) and [ ] tall ({{y}}or).",
         "Oak is (a tree) old and tall.",
     ),
     "language variants": ("-{zh-hans:计算机; zh-hant:電腦}-很快，-{T|zh-cn:标题}-好（）。", "计算机很快，好。"),

@@ -74,6 +74,20 @@ def test_the_fast_walk_is_the_literal_one(seed, short_seq_prob, least, length):
     assert rows.tolist() == wanted
 
 
+@pytest.mark.parametrize("count", [*range(1, 12), 1000, 30_000])
+def test_the_fast_shuffle_is_the_literal_one(count):
+    for seed in range(8 if count < 100 else 2):
+        documents = np.arange(count + 1)
+        rows = build_sample_map(
+            documents, np.ones(count, np.int32), length=5, short_seq_prob=0, seed=seed, least_sentences=1
+        )
+        order = list(range(count))
+        for place, draw in zip(range(count - 1, 0, -1), draws_64(seed + 1, count).tolist(), strict=False):
+            partner = draw % (place + 1)
+            order[place], order[partner] = order[partner], order[place]
+        assert rows[:, 0].tolist() == order
+
+
 def test_many_draws_cross_block_borders():
     sizes = np.full(200_000, 3)
     documents = np.arange(0, 200_001, 10)

@@ -16,7 +16,15 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed.tensor", "megabert.training.loop", "tests.distributed.small"]
+    [
+        "torch",
+        "torch.distributed.tensor",
+        "torch.distributed.fsdp",
+        "megabert.training.loop",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "tests.distributed.small",
+    ]
 )
 
 

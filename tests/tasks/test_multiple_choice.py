@@ -63,6 +63,8 @@ def test_lines_and_typed_texts(write):
         ({"choices": ["x", "y"], "label": 0}, "a text is needed"),
         ({"context": "a", "choices": ["x", "y"], "label": "second"}, "a number from 0 on or a letter"),
         ({**RACE, "answers": ["A"]}, "needs an answer"),
+        ({"context": "a", "question": "q", "choices": ["x", " "], "label": 0}, "none empty"),
+        ({**RACE, "questions": [1, 2]}, "question 1 must be text"),
         ({**RACE, "options": [["a"]]}, "as many lists of options as questions"),
     ],
 )

@@ -77,6 +77,8 @@ def test_scores_by_hand(tokenizer, write):
         ("text_y.txt", "a b\n", {}, "there is no labels_y.txt beside it"),
         ("text_z.txt", "a b\n", {}, r"text_z\.txt:1: label ',' must be two characters"),
         ("a.txt", "a b\n", {}, "all words of the training examples have the mark 'O'"),
+        ("a.csv", 'text,more\n"A, b.",\nx\n', {}, r"a\.csv:3: 1 columns, but the lines before have 2"),
+        ("a.jsonl", '{"txt": "A, b."}', {}, r"a\.jsonl:1: there is no word"),
         ("a.txt", "...\n", {}, r"a\.txt:1: there is no word"),
         ("a.txt", "A, b.\n", {"labels": ("mark:O", "mark:,", "case:O", "case:U")}, r"a\.txt:1: label 'mark:\.' is not"),
         ("a.txt", "A, b.\n", {"marks": ",x"}, "punctuation marks are needed"),
@@ -95,3 +97,9 @@ def test_rare_marks_weigh_more(write):
     task = task.learned(examples).balanced(examples)
     assert task.class_weights == (pytest.approx(4 / 6), 2, pytest.approx(4 / 6), 2)
     assert [part.weights.tolist() for part in task.objective.parts] == [pytest.approx([2 / 3, 2])] * 2
+
+
+def test_texts_of_tables(write):
+    for name, text in (("a.csv", 'id,text\n1,"A, b."\n'), ("a.tsv", "text\tid\nA, b.\t1\n")):
+        (one,) = Punctuation().examples(write(name, text))
+        assert (one.words, one.tags) == (["a", "b"], [",U", ".O"])

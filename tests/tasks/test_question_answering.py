@@ -158,3 +158,46 @@ def test_answers_are_marked_for_people():
     ]  # fmt: skip
     assert whole.right is True and whole.off == 0 and list(whole.beliefs) == [(0.8, True)]
     assert empty.right is True and (empty.gold, empty.said) == ("no answer", "no answer")
+
+
+TABLE = 'id,question,context,answer,answer_start\n1,the city?,"London, or Paris",Paris,11\n'
+
+
+def test_tables(write):
+    (one,) = QuestionAnswering().examples(write("a.csv", TABLE))
+    assert (one.id, one.context, one.answers) == ("1", "London, or Paris", [("Paris", 11)])
+    rows = "question\tcontext\tanswer\nthe?\tof Paris\tParis\nwhich?\tof Paris\t\n"
+    first, none = QuestionAnswering(no_answer=True).examples(write("a.tsv", rows))
+    assert first.answers == [("Paris", 3)] and none.answers == [] and none.answered
+    cell = json.dumps([{"text": "a", "answer_start": 0}, {"text": "b", "answer_start": 2}])
+    (several,) = QuestionAnswering().examples(write("b.tsv", f"question\tcontext\tanswers\nq\ta b\t{cell}\n"))
+    assert several.answers == [("a", 0), ("b", 2)]
+    (asked,) = QuestionAnswering().examples(write("c.tsv", "the?\tof Paris\n"), labelled=False)
+    assert (asked.question, asked.context, asked.answered) == ("the?", "of Paris", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TABLE.replace(",11", ",9"), r"a\.csv:2 .*does not stand at character 9"),
+        (TABLE.replace(",11", ",x"), r"a\.csv:2: answer_start must be a whole number"),
+        ("question,context,answer\nq,a b a,a\n", r"a\.csv:2: the answer 'a' stands 2 times in the context"),
+        ("question,context,answer\nq,a b a,c\n", r"a\.csv:2 .*it is nowhere in the context"),
+        ("question,context\nq,a b a\n", r"a\.csv:2 .*neither an answer nor is_impossible"),
+        ("question,passage\nq,a b a\n", r"a\.csv:1: .*must name the columns context and question"),
+        ("question,context,answers\nq,a,[x]\n", r"a\.csv:2: answers is not JSON"),
+    ],
+)
+def test_broken_tables_are_told(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        QuestionAnswering().examples(write("a.csv", text))
+
+
+def test_lists_of_answers_that_do_not_fit_are_told(write):
+    for answers, message in (
+        ({"text": ["a", "b"], "answer_start": [0]}, "as many numbers"),
+        ("a", "a list of objects"),
+    ):
+        entry = {"question": "q", "context": "a b", "answers": answers}
+        with pytest.raises(ValueError, match=rf"a\.jsonl:1 \(id 1\): .*{message}"):
+            QuestionAnswering().examples(write("a.jsonl", json.dumps(entry)))

@@ -59,7 +59,7 @@ def test_columns(write):
     path = write("a.conll", "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nBonn NNP B-LOC")
     first, second = readers.columns(path)
     assert (first.words, first.tags) == (["EU", "rejects"], ["B-ORG", "O"])
-    assert second == (f"{path}:7", ["Bonn"], ["B-LOC"])
+    assert second[:3] == (f"{path}:7", ["Bonn"], ["B-LOC"])
     with pytest.raises(ValueError, match=r"a\.tsv:2: 1 columns, but the lines before have 2"):
         list(readers.columns(write("a.tsv", "EU\tB\nrejects\n")))
 

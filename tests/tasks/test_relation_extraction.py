@@ -15,7 +15,7 @@ def entity(whole, word, **more):
 
 def test_marked_text_in_lines_of_json_whatever_the_name(write):
     task = RelationExtraction()
-    examples = task.examples(write("train.txt", line("<< EGF >> binds [[ it ]]", "INHIBITOR") + line("b", "False")))
+    examples = task.examples(write("train.txt", line("<< EGF >> binds [[ it ]]", "INHIBITOR") + line("@A$ b", "False")))
     assert examples[0].text == "<< EGF >> binds [[ it ]]"
     assert task.learned(examples).labels == ("False", "INHIBITOR")
 
@@ -27,6 +27,11 @@ def test_entities_by_offsets_become_markers_or_words(write):
     assert RelationExtraction().examples(path)[0].text == "[[ Aspirin ]] and << COX >> bind"
     (one,) = RelationExtraction(mentions="anonymous").examples(path)
     assert one.text == "@CHEMICAL$ and @GENE$ bind"
+    cell = json.dumps(entities).replace('"', '""')
+    (one,) = RelationExtraction().examples(write("a.csv", f'text,label,entities\n{text},X,"{cell}"\n'))
+    assert one.text == "[[ Aspirin ]] and << COX >> bind"
+    (one,) = RelationExtraction(mentions="anonymous").examples(write("b.jsonl", line("[[ A b ]] hits << C >>")))
+    assert one.text == "@ENTITY2$ hits @ENTITY1$"
 
 
 def test_the_notebooks_table(write):
@@ -37,7 +42,9 @@ def test_the_notebooks_table(write):
 
 def test_the_score_leaves_out_that_there_is_none(write):
     task = RelationExtraction()
-    examples = task.examples(write("a.jsonl", "".join(line("t", label) for label in ("A", "B", "False", "False", "A"))))
+    examples = task.examples(
+        write("a.jsonl", "".join(line("<< t >>", label) for label in ("A", "B", "False", "False", "A")))
+    )
     task = task.learned(examples)
     given = ["A", "False", "A", "False", "B"]
     scores = task.score([{"id": str(n), "label": label} for n, label in enumerate(given)], examples)
@@ -48,6 +55,7 @@ def test_the_score_leaves_out_that_there_is_none(write):
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
+        ("ab cd", {}, "nothing in the text says which two entities"),
         ("ab cd", {"entities": [{"start": 0, "end": 2}]}, "must be a list of two"),
         ("ab cd", {"entities": [{"start": 0, "end": 4}, {"start": 3, "end": 5}]}, "overlap"),
         ("ab cd", {"entities": [{"start": 0, "end": 2}, {"start": 3, "end": 9}]}, "characters of a text of 5"),

@@ -5,6 +5,7 @@ import pytest
 
 from megabert.tasks import catalogue
 from megabert.tasks.base import cut_pair
+from megabert.tasks.options import TaskOptions, chosen
 from megabert.tasks.sequence_classification import Regression, SequenceClassification
 
 
@@ -115,3 +116,34 @@ def test_unknown_tasks_and_settings():
         catalogue.make("sequence-classification", {"doc_stride": 3})
     with pytest.raises(ValueError, match="was fine-tuned for no task that is known here"):
         catalogue.restore({"task": "dance"}, "x")
+
+
+UNLABELLED = {
+    "cola": ("index\tsentence\n0\ta\n", False), "sst-2": ("index\tsentence\n0\ta\n", False),
+    "mrpc": ("index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\ta\tb\n", True),
+    "qnli": ("index\tquestion\tsentence\n0\ta\tb\n", True), "rte": ("0\ta\tb\n", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_glue_files_without_labels_are_answered_and_not_learned(name, write):
+    text, pair = UNLABELLED[name]
+    task, path = catalogue.make(name, {}), write("test.tsv", text)
+    (one,) = task.examples(path, labelled=False)
+    assert (one.text, one.text_pair, one.label) == ("a", "b" if pair else None, None)
+    with pytest.raises(ValueError, match=r"test\.tsv:1: .*`megabert predict` takes files without labels"):
+        task.examples(path)
+
+
+def test_a_json_file_may_be_one_list(write):
+    listed = '[\n {"text": "a", "label": "x"},\n {"text": "b", "label": "y"}]'
+    assert [one.label for one in SequenceClassification().examples(write("a.json", listed))] == ["x", "y"]
+    with pytest.raises(ValueError, match=r"a\.json: \[1\]: there is no label"):
+        SequenceClassification().examples(write("a.json", '[{"text": "a", "label": "x"}, {"text": "b"}]'))
+    with pytest.raises(ValueError, match=r"a\.tsv:2: a text is empty"):
+        SequenceClassification().examples(write("a.tsv", "a\tx\n \ty\n"))
+
+
+def test_labels_are_named_once():
+    with pytest.raises(ValueError, match="--labels names 'a' twice"):
+        chosen(TaskOptions(labels=("a", "b", "a")))

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from megabert.tasks import catalogue
 from megabert.tasks.token_classification import TokenClassification
 from megabert.tasks.words import windows
 
@@ -81,6 +82,22 @@ def test_other_files(tokenizer, write):
         ("a.tsv", "\n\n", {}, "holds no example"),
         ("a.jsonl", '{"words": ["a"], "labels": ["O", "O"]}', {}, r"a\.jsonl:1: 1 words, but 2 labels"),
         ("a.jsonl", '{"words": "a b", "labels": ["O"]}', {}, "words must be a list of texts"),
+        ("a.csv", "Ada,B-PER\n", {}, r"a\.csv:1: the first line must name the columns"),
+        ("a.csv", "word,label\nAda,B-A\nis\n", {}, r"a\.csv:3: 1 columns, but the first line has 2"),
+        ("a.csv", "word,label\nAda,B-A\nis,\n", {}, r"a\.csv:3: a word and its label are needed"),
+        ("a.csv", "words,labels\nAda is,B-A\n", {}, r"a\.csv:2: 2 words, but 1 labels"),
+        (
+            "a.jsonl",
+            '{"text": "\u00fc ab", "entities": [{"start": 3, "end": 5, "text": "ab", "label": "A"}]}',
+            {},
+            r"a\.jsonl:1: .*count bytes",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "ab", "entities": [{"start": 0, "end": 1, "label": "A"}, {"start": 1, "end": 2}]}',
+            {},
+            "shares a word with another",
+        ),
         ("text_y.txt", "a b\n", {}, "there is no labels_y.txt beside it"),
     ],
 )
@@ -93,3 +110,42 @@ def test_balanced_weights(write):
     examples = TokenClassification().examples(write("a.tsv", "a\tO\na\tO\na\tO\nb\tB\n"))
     task = TokenClassification().learned(examples).balanced(examples)
     assert task.class_weights == (pytest.approx(4 / 6), 2)
+
+
+CSVS = [
+    'words,labels\nAda wrote,B-PER O\n"in ""Paris""",O B-LOC\n',
+    'Sentence #,Word,POS,Tag\nSentence: 1,Ada,NNP,B-PER\n,wrote,VB,O\nSentence: 2,in,IN,O\n,"""Paris""",NNP,B-LOC\n',
+    'word,label\nAda,B-PER\nwrote,O\n\nin,O\n"""Paris""",B-LOC\n',
+    'token,ner\nAda,B-PER\nwrote,O\n,\nin,O\n"""Paris""",B-LOC\n',
+]
+
+
+@pytest.mark.parametrize("text", CSVS, ids=["sentences", "numbered", "blank", "empty-cells"])
+def test_tables(write, text):
+    examples = TokenClassification().examples(write("a.csv", text))
+    assert [one.words for one in examples] == [["Ada", "wrote"], ["in", '"Paris"']]
+    assert [one.tags for one in examples] == [["B-PER", "O"], ["O", "B-LOC"]]
+    assert examples[1].place.rpartition(":")[2] == str(text[: text.index("in")].count("\n") + 1)
+
+
+def test_a_header_of_columns_is_no_word(write):
+    (one,) = TokenClassification().examples(write("a.tsv", "word\ttag\nAda\tB-PER\n"))
+    assert one.words == ["Ada"]
+
+
+def test_entities_by_characters_become_labels(write):
+    text = "Caf\u00e9 Roma, in New York-City."
+    spans = [{"start": text.index(word), "end": text.index(word) + len(word), "label": label, "text": word}
+             for word, label in (("Caf\u00e9 Roma", "ORG"), ("New York", "LOC"))]  # fmt: skip
+    (one,) = TokenClassification().examples(write("a.jsonl", json.dumps({"text": text, "entities": spans})))
+    assert one.tags == ["B-ORG", "I-ORG", "O", "O", "B-LOC", "I-LOC", "O", "O", "O"] and one.text == text
+    assert text[one.offsets[5][0] : one.offsets[5][1]] == "York"
+
+
+def test_the_name_of_a_scheme_among_labels_means_the_scheme(write):
+    task = catalogue.make("ner", {"labels": ("iob2",)})
+    task = task.learned(task.examples(write("a.tsv", "in\tO\nRome\tB-A\n")))
+    assert (task.scheme, task.labels) == ("iob2", ("O", "B-A"))
+    with pytest.raises(ValueError, match=r"--scheme iobes: no label .* ends an entity"):
+        iobes = catalogue.make("ner", {"labels": ("IOBES",)})
+        iobes.learned(iobes.examples(write("a.tsv", "in\tO\nRome\tB-A\n")))

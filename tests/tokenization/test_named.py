@@ -1,18 +1,23 @@
+import dataclasses
+import hashlib
+
 import pytest
 
-from megabert.tokenization import chosen, named, word_piece
+from megabert.tokenization import chosen, named, published, word_piece
 from megabert.tokenization.options import TokenizerOptions
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s"]
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
+def offline(monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise OSError("no network here")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     monkeypatch.delenv("MEGABERT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
 def vocabulary(path):
@@ -38,7 +43,13 @@ def test_a_run_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", ["bert-large-uncased-vocab.txt", "bert-base-uncased.txt", "megatron-bert-uncased/vocab.txt"]
+    "file",
+    [
+        "bert-large-uncased-vocab.txt",
+        "bert-base-uncased.txt",
+        "megatron-bert-uncased/vocab.txt",
+        "megatron-bert-345m-uncased_vocab",
+    ],
 )
 @pytest.mark.parametrize("by_environment", [True, False])
 def test_a_name_in_a_cache_folder(tmp_path, monkeypatch, file, by_environment):
@@ -53,7 +64,33 @@ def test_a_name_in_a_cache_folder(tmp_path, monkeypatch, file, by_environment):
         named.find("bert-large-cased", tmp_path)
 
 
-def test_a_download_is_kept_in_the_cache_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    ["megatron-cased", "megatron_bert_345m_cased", "nvidia/megatron_bert_345m_v0_1_cased",
+     "biomegatron345mcased", "biomegatron-bert-345m-cased", "google-bert/bert-base-cased", "Megatron-BERT-Cased-345m"],
+)  # fmt: skip
+def test_a_download_of_every_name_is_kept_in_the_cache_folder_and_checked(tmp_path, monkeypatch, name):
+    calls = []
+    file = vocabulary(tmp_path / "snapshot" / "vocab.txt")
+
+    def download(*arguments, cache_dir, **_):
+        calls.append((*arguments, cache_dir))
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    options = TokenizerOptions(tokenizer=name, cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"not the file that was published: 39 bytes.*delete it"):
+        chosen.open_tokenizer(options)
+    content = file.read_bytes()
+    known = dataclasses.replace(
+        published.VOCABULARIES["cased"], size=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
+    monkeypatch.setitem(published.VOCABULARIES, "cased", known)
+    assert chosen.open_tokenizer(options).tokens == TOKENS
+    assert calls == [("google-bert/bert-large-cased", "vocab.txt", tmp_path / "cache")] * 2
+
+
+def test_a_folder_of_the_hub(tmp_path, monkeypatch):
     calls = []
 
     def download(name, *, cache_dir, **_):
@@ -62,9 +99,27 @@ def test_a_download_is_kept_in_the_cache_folder(tmp_path, monkeypatch):
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    tokenizer = chosen.open_tokenizer(TokenizerOptions(tokenizer="megatron-bert-cased", cache_dir=tmp_path))
-    assert tokenizer.tokens == TOKENS
-    assert calls == [("google-bert/bert-large-cased", tmp_path)]
+    assert chosen.open_tokenizer(TokenizerOptions(tokenizer="some/where")).tokens == TOKENS
+    assert calls == [("some/where", None)]
+
+
+def test_the_default_cache_folder_and_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    wanted = tmp_path / "home" / "megabert" / "bert-base-cased-vocab.txt"
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids the network") as failure:
+        named.find("bert-base-cased")
+    assert f"put it at {wanted}" in str(failure.value) and "bert-large-cased/resolve/main/vocab.txt" in str(
+        failure.value
+    )
+    vocabulary(wanted)
+    assert named.find("megatron-cased") == wanted
+
+
+def test_a_vocabulary_that_only_an_archive_holds(tmp_path):
+    with pytest.raises(ValueError, match="megabert convert biomegatron345m_biovocab_30k_cased FOLDER"):
+        named.find("biomegatron345m_biovocab_30k_cased")
+    place = vocabulary(tmp_path / "biomegatron345m-biovocab-30k-cased-vocab.txt")
+    assert named.find("biomegatron345m_biovocab_30k_cased", tmp_path) == place
 
 
 def test_a_name_that_is_nowhere_says_where_to_put_the_file(tmp_path):

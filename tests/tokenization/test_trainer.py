@@ -72,3 +72,6 @@ def test_memory_is_bounded_by_forgetting_rare_words(monkeypatch):
     monkeypatch.setattr(trainer, "_MAXIMUM_WORDS", 100)
     tokenizer = trainer.train([f"common word{index}" for index in range(1000)], 200)
     assert "common" in tokenizer.tokens
+    # Words that are all seen several times must go, too.
+    counted = trainer._count_words([f"common word{index // 3}" for index in range(1000)], True, None)
+    assert counted["common"] == 1000 and len(counted) <= 101

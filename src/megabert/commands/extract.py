@@ -2,6 +2,7 @@
 
   megabert extract enwiki-latest-pages-articles.xml.bz2 --output wiki
   megabert extract folder-of-parts --output wiki --workers 16
+  megabert extract folder-of-parts --output wiki --executor ray
 
 Articles only: redirects and all other namespaces are left out, by the dump's own table, in any language. What remains
 is text with its paragraphs and headings. The output is the input of `megabert tokenize` and `megabert pretrain`. An
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabert import runtime
+from megabert import executors, runtime
 from megabert.config import option
+from megabert.executors import ExecutorOptions
 
 if TYPE_CHECKING:
     from megabert.corpora.wikipedia import Progress
@@ -25,7 +27,7 @@ SUMMARY = "take the text out of a Wikipedia dump"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ExecutorOptions):
     """The command."""
 
     dump: Path | None = option(
@@ -36,7 +38,12 @@ class Config:
         None, "folder to write part-00000.jsonl and so on to", metavar="FOLDER", example="wiki"
     )
     workers: int | None = option(
-        None, "processes; left out, one for each core", minimum=1, maximum=1024, aliases=("processes",), example="16"
+        None,
+        "processes; left out, one for each core (of the cluster)",
+        minimum=1,
+        maximum=1024,
+        aliases=("processes",),
+        example="16",
     )
     file_size: int = option(256, "megabytes after which a file is ended and the next begun", minimum=1, example="1024")
     log_interval: float = option(5, "seconds between two lines of progress (0: none)", minimum=0, example="30")
@@ -56,10 +63,12 @@ def run(config: Config) -> None:
         raise ValueError(f"--output: {config.output} is a file; a folder is needed")
     from megabert.corpora import wikipedia, wikipedia_output
 
-    result = wikipedia.extract(
-        config.dump, config.output, workers=config.workers, file_bytes=config.file_size << 20,
-        on_progress=_report if config.log_interval else None, seconds_between_reports=config.log_interval,
-    )  # fmt: skip
+    with executors.chosen(config, config.workers) as (map_in_order, workers):
+        result = wikipedia.extract(
+            config.dump, config.output, workers=workers, file_bytes=config.file_size << 20,
+            on_progress=_report if config.log_interval else None, seconds_between_reports=config.log_interval,
+            map_in_order=map_in_order,
+        )  # fmt: skip
     counts = result.counts
     print(
         f"{config.output}/part-*.jsonl: {counts.written:,} articles of {counts.articles:,}, "
@@ -71,7 +80,7 @@ def run(config: Config) -> None:
     if counts.coarse:
         print(f"{counts.coarse:,} articles defeated the parser and were read by patterns")
     if (config.output / wikipedia_output.REPORT).exists():
-        print(f"{counts.skipped:,} pages could not be read: {config.output / wikipedia_output.REPORT}")
+        print(f"{counts.skipped:,} pages could not be read; see {config.output / wikipedia_output.REPORT}")
 
 
 def _report(progress: Progress) -> None:

@@ -7,7 +7,8 @@
 Files may be loose JSON, tight JSON, CSV, TSV, Parquet or plain text, also packed by gzip, bzip2, xz or zstd; the format
 is found from the content. A pattern in quotation marks ('wiki/*.jsonl') stands for files too, a .lazy folder for its
 texts. An interrupted command goes on where it stopped when it is given again. Lines that cannot be used are listed in
-PREFIX.skipped.txt. With --to tfrecord the tokens are also cut into masked samples; --input may be a prefix then.
+PREFIX.skipped.txt; with --dedup, documents that repeat others are left out and listed in PREFIX.duplicates.txt. With
+--to tfrecord the tokens are also cut into masked samples; --input may be a prefix then.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from megabert import runtime
+from megabert import executors, runtime
 from megabert.config import option
 from megabert.data.options import StoredSampleOptions
+from megabert.executors import ExecutorOptions
 from megabert.tokenization.options import TokenizerOptions
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class TokenizeOptions:
     )
     workers: int | None = option(
         None,
-        "processes that encode; left out, one for each core, fewer for a short text",
+        "processes that encode; left out, one for each core (of the cluster), fewer for a short text",
         minimum=1,
         maximum=1024,
         example="8",
@@ -80,12 +82,20 @@ class TokenizeOptions:
         0.01, "share of lines that may be unusable (not JSON, no text) before the command stops", minimum=0, maximum=1,
         example="0.001",
     )  # fmt: skip
+    dedup: Literal["none", "exact", "minhash"] = option(
+        "none", "leave out documents that repeat an earlier one: exact, the same text, white space aside; minhash, "
+        "also those that are alike; PREFIX.duplicates.txt lists them",
+    )  # fmt: skip
+    dedup_similarity: float = option(
+        0.8, "share of their runs of five words that documents have in common to count as alike, for --dedup minhash",
+        minimum=0.3, maximum=1, example="0.7",
+    )  # fmt: skip
     log_interval: float = option(5, "seconds between two lines of progress (0: none)", minimum=0, example="30")
     dataset_impl: str = option("mmap", "accepted from preprocess_data.py; mmap is what is written", hidden=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TokenizeOptions, StoredSampleOptions, TokenizerOptions):
+class Config(TokenizeOptions, ExecutorOptions, StoredSampleOptions, TokenizerOptions):
     """The command."""
 
 
@@ -125,13 +135,15 @@ def run(config: Config) -> None:
         text_key=config.text_key, loose_json=config.loose_json or None, language=config.lang,
         presplit=config.presplit_sentences, split_sentences=config.split_sentences,
         max_bad_fraction=config.max_bad_fraction, text_layout=config.text_layout,
+        dedup=config.dedup, similarity=config.dedup_similarity,
     )  # fmt: skip
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    result = tokenize(
-        inputs, tokenizer, prefix, reading=reading,
-        workers=config.workers, on_progress=_report if config.log_interval else None,
-        seconds_between_reports=config.log_interval,
-    )  # fmt: skip
+    with executors.chosen(config, config.workers) as (map_in_order, workers):
+        result = tokenize(
+            inputs, tokenizer, prefix, reading=reading, workers=workers,
+            on_progress=_report if config.log_interval else None, seconds_between_reports=config.log_interval,
+            map_in_order=map_in_order,
+        )  # fmt: skip
     print(
         f"{prefix}.bin, .idx: {result.documents:,} documents, {result.sentences:,} "
         f"{'sentences' if config.split_sentences else 'sequences'}, {result.tokens:,} tokens; "
@@ -139,6 +151,11 @@ def run(config: Config) -> None:
     )
     if result.skipped:
         print(f"{result.skipped:,} lines were skipped: {with_suffix(prefix, '.skipped.txt')}")
+    if result.duplicates:
+        print(
+            f"{result.duplicates:,} documents of {result.documents + result.duplicates:,} repeat others and were left "
+            f"out: {with_suffix(prefix, '.duplicates.txt')}"
+        )
     if config.to != "indexed":
         _write_samples(prefix, tokenizer, prefix, config)
 

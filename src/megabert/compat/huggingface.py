@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megabert import cli
+from megabert import cli, runtime
 from megabert import config as configuration
 from megabert.commands import convert
 from megabert.config import option
-from megabert.formats.json_file import read_object
 
 PROGRAM = "convert_megatron_bert_checkpoint.py"
 CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
@@ -99,7 +98,7 @@ def _check(config: Config, source: Path, folder: Path) -> None:
 def _is_result(folder: Path) -> bool:
     """Whether config.json is one that this command, or Transformers', writes."""
     try:
-        return read_object(folder / CONFIG).get("model_type") in ("megatron-bert", "bert")
+        return runtime.read_object(folder / CONFIG).get("model_type") in ("megatron-bert", "bert")
     except (ValueError, OSError):
         return False
 

@@ -19,6 +19,8 @@ _END_OF_STREAM = 0x177245385090
 _MARK_BITS = 48
 # 900,000 bytes that cannot be packed and their tables stay below this.
 _LONGEST_BLOCK = 1_200_000
+# Text is packed to a tenth; a part far beyond that was made to fill the memory.
+_MOST_UNPACKED = 512 << 20
 
 
 def unpack_part(path: Path, start: int, end: int) -> bytes:
@@ -39,6 +41,7 @@ def unpack_part(path: Path, start: int, end: int) -> bytes:
     marks = _marks(data)
     blocks = [index for index, (bit, is_block) in enumerate(marks) if is_block and bit < 8 * (end - start)]
     parts: list[bytes] = []
+    size = 0
     done = 0  # marks before this one lie inside a block already unpacked
     for index in blocks:
         if index < done:
@@ -49,10 +52,13 @@ def unpack_part(path: Path, start: int, end: int) -> bytes:
             except (OSError, EOFError, ValueError):
                 continue  # the mark that ends it may be its content by chance
             done = following
+            size += len(parts[-1])
             break
         else:
             place = start + marks[index][0] // 8
             raise ValueError(f"{path} is damaged or cut short: the bzip2 block at byte {place:,} cannot be unpacked")
+        if size > _MOST_UNPACKED:
+            raise ValueError(f"{path}: bytes {start:,} to {end:,} unpack to more than {_MOST_UNPACKED >> 20} MiB")
     return b"".join(parts)
 
 

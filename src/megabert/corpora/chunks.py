@@ -133,7 +133,9 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
         if ended:
             end = len(buffer)
         elif end == 0 and len(buffer) > _MAXIMUM_RECORD_BYTES:
-            problem = f"is longer than {_MAXIMUM_RECORD_BYTES >> 20} MiB"
+            problem = (
+                f"is longer than {_MAXIMUM_RECORD_BYTES >> 20} MiB, the most for one document; cut it into several"
+            )
             if kind == "tight":
                 raise ValueError(f"{path}: line {line}: an element of the array {problem}")
             offset += len(buffer) + _skip_line(file)
@@ -201,7 +203,7 @@ def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadL
         record = record.strip()
         if record:
             try:
-                items.append(read(record, text_key))
+                items.append(read(record, text_key, line))
             except UnicodeDecodeError as error:
                 if chunk.unit == "line":
                     line += record.count(b"\n", 0, error.start)
@@ -246,15 +248,15 @@ def _paragraphs(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
         start = following
 
 
-def _read_text(record: bytes, _text_key: str) -> Document:
+def _read_text(record: bytes, _text_key: str, line: int) -> Document:
     lines = (line.strip() for line in record.decode().split("\n"))
     text = "\n".join(line for line in lines if line)
     if not text:
         raise ValueError("the text is empty")
-    return Document(text)
+    return Document(text, line=line)
 
 
-def _read_json(record: bytes, text_key: str) -> Document:
+def _read_json(record: bytes, text_key: str, line: int) -> Document:
     try:
         value: Any = json.loads(record.decode())
     except json.JSONDecodeError as error:
@@ -263,10 +265,10 @@ def _read_json(record: bytes, text_key: str) -> Document:
         raise ValueError("is JSON nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"is JSON but not an object: {record[:40].decode('utf-8', 'replace')}")
-    return _read_object(value, text_key, "key")
+    return _read_object(value, text_key, "key", line)
 
 
-def _read_object(value: dict[str, Any], text_key: str, what: str) -> Document:
+def _read_object(value: dict[str, Any], text_key: str, what: str, line: int) -> Document:
     if text_key not in value:
         keys = ", ".join(repr(key[:40]) for key in list(value)[:8]) or "none at all"
         raise ValueError(f"has no {what} {text_key!r}; its {what}s are {keys}")
@@ -280,7 +282,7 @@ def _read_object(value: dict[str, Any], text_key: str, what: str) -> Document:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is not valid Unicode: {error.reason}") from None
-    return Document(text.strip(), title if isinstance(title, str) else "")
+    return Document(text.strip(), title if isinstance(title, str) else "", line)
 
 
 def _read_table(chunk: Chunk, text_key: str) -> list[Document | BadLine]:
@@ -302,7 +304,7 @@ def _read_table(chunk: Chunk, text_key: str) -> list[Document | BadLine]:
         try:
             row = next(rows)
             if row:
-                items.append(_read_object(dict(zip(columns, row, strict=False)), text_key, "column"))
+                items.append(_read_object(dict(zip(columns, row, strict=False)), text_key, "column", line))
         except StopIteration:
             return items
         except (ValueError, csv.Error) as error:

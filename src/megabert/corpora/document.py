@@ -14,10 +14,12 @@ class Document:
     Attributes:
         text: valid Unicode, never blank; paragraphs (or sentences, when the corpus is split already) on lines.
         title: what the document is called, or an empty string; not part of `text`.
+        line: where it begins in its file, from 1 (a row or a document, where a file has no lines); 0: not known.
     """
 
     text: str
     title: str = ""
+    line: int = dataclasses.field(default=0, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ import gzip
 import io
 import lzma
 import re
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,7 +24,8 @@ _SNIFFED_BYTES = 1 << 20
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _BYTE_ORDER = (b"\xff\xfe", b"\xfe\xff")
 _REFUSED = {
-    b"PK\x03\x04": "a zip archive", b"\x89HDF": "an HDF5 file",
+    b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive", b"Rar!": "a RAR archive",
+    b"\x89HDF": "an HDF5 file",
     b"%PDF": "a PDF", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"\x80": "a pickle",
     b"ARROW1": "an Arrow file",
 }  # fmt: skip
@@ -95,6 +98,26 @@ def first_bytes(path: Path, count: int = 16) -> bytes:
         return file.read(count)
 
 
+def foreign(head: bytes) -> str:
+    """What a file is that begins with these bytes, if its content is of a kind that is not read here."""
+    return next((what for magic, what in _REFUSED.items() if head.startswith(magic)), "")
+
+
+@contextmanager
+def unpacking(path: Path) -> Iterator[None]:
+    """Name the file whose packed content turns out to be damaged.
+
+    Raises:
+        ValueError: in place of what the libraries raise, each its own.
+    """
+    try:
+        yield
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system
+        raise ValueError(f"{path} is damaged or cut short: {error}") from None
+
+
 def matching(names: Iterable[str | Path]) -> list[Path]:
     """The files that names and patterns (`wiki/*.jsonl`, `**` for folders in between) stand for, in their order.
 
@@ -144,12 +167,12 @@ def open_bytes(path: Path, *, any_encoding: bool = False, any_content: bool = Fa
     for magic, opener in _OPENERS.items():
         if head.startswith(magic):
             return opener(path, "rb")  # type: ignore[return-value]
-    for magic, what in _REFUSED.items():
-        if head.startswith(magic) and not any_content and not (any_encoding and magic in _BYTE_ORDER):
-            raise ValueError(
-                f"{path} is {what}; loose JSON, tight JSON, CSV, TSV, Parquet or plain UTF-8 text is needed, plain or "
-                "packed by gzip, bzip2, xz or zstd"
-            )
+    what = foreign(head)
+    if what and not any_content and not (any_encoding and head.startswith(_BYTE_ORDER)):
+        raise ValueError(
+            f"{path} is {what}; loose JSON, tight JSON, CSV, TSV, Parquet or plain UTF-8 text is needed, plain or "
+            "packed by gzip, bzip2, xz or zstd"
+        )
     return path.open("rb")
 
 
@@ -178,7 +201,7 @@ def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout =
                 return "parquet"
         with open_bytes(path) as file:
             head = file.read(_SNIFFED_BYTES) if loose_json is None else b""
-    except (EOFError, lzma.LZMAError, OSError) as error:
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
     if loose_json is not None:
         return "loose" if loose_json else "tight"
@@ -225,18 +248,15 @@ def raw_chunks(
         ValueError: as `detect`; a packed file that is damaged or cut short.
     """
     kind = detect(path, loose_json, text_layout)
-    try:
-        with open_bytes(path, any_content=kind in ("lazy", "parquet")) as file:
-            if kind == "lazy":
-                yield from _cut_lazy(file, path, chunk_bytes, start_offset)
-            elif kind == "parquet":
-                packed = file if is_packed(first_bytes(path)) else None
-                for rows in parquet.rows(path, packed, text_key, start_offset, chunk_bytes):
-                    yield chunks.Chunk(path, "loose", rows.first + 1, rows.last, rows.lines, unit="row")
-            else:
-                yield from chunks.cut(file, path, kind, chunk_bytes, start_offset)
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from None
+    with unpacking(path), open_bytes(path, any_content=kind in ("lazy", "parquet")) as file:
+        if kind == "lazy":
+            yield from _cut_lazy(file, path, chunk_bytes, start_offset)
+        elif kind == "parquet":
+            packed = file if is_packed(first_bytes(path)) else None
+            for rows in parquet.rows(path, packed, text_key, start_offset, chunk_bytes):
+                yield chunks.Chunk(path, "loose", rows.first + 1, rows.last, rows.lines, unit="row")
+        else:
+            yield from chunks.cut(file, path, kind, chunk_bytes, start_offset)
 
 
 def _cut_lazy(file: IO[bytes], path: Path, chunk_bytes: int, start_offset: int) -> Iterator[chunks.Chunk]:

@@ -21,6 +21,7 @@ from megabert.corpora.wikipedia_dump import Bad, Site
 from megabert.corpora.wikipedia_lines import without_markup
 from megabert.corpora.wikipedia_output import Counts, Output
 from megabert.corpora.wikipedia_text import Reader
+from megabert.runtime import MapInOrder
 
 _PIECE_BYTES = 2 << 20  # of a packed file; of a plain one four times as much
 _LEAST_PIECE_BYTES = 128 << 10
@@ -28,7 +29,8 @@ _HEAD_BYTES = 1 << 20
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
 # The parser's time grows faster than the page; longer ones are not articles for people.
 _LONGEST_PAGE = 8_000_000
-_NOT_A_DUMP = re.compile(r"(?:-index|-rss|md5sums|sha1sums)|\.(?:txt|json|html|md5|part|7z|zip)\b")
+_LONGEST_RAW_PAGE = 64 << 20  # with all revisions of a dump of histories
+_NOT_A_DUMP = re.compile(r"(?:-index|-rss|md5sums|sha1sums)|\.(?:txt|json|html|md5|part)\b")
 
 
 class Progress(NamedTuple):
@@ -150,7 +152,13 @@ def _is_bzip2(path: Path) -> bool:
 
 def _head(path: Path) -> tuple[Site, str]:
     """(what the head says, encoding)."""
-    with files.open_bytes(path, any_encoding=True) as file:
+    what = files.foreign(files.first_bytes(path))
+    if what and what != "UTF-16 text":
+        raise ValueError(
+            f"{path} is {what}; a dump is XML, plain or packed by bzip2, gzip, xz or zstd: unpack the archive, or "
+            "fetch the dump as .xml.bz2"
+        )
+    with files.unpacking(path), files.open_bytes(path, any_encoding=True) as file:
         head = file.read(4)
         encoding = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}.get(head[:2], "utf-8")
         decoder = codecs.getincrementaldecoder(encoding)("replace")
@@ -168,11 +176,13 @@ def _head(path: Path) -> tuple[Site, str]:
                 raise ValueError(f"{path}: it is no MediaWiki XML dump: neither <siteinfo> nor <page> is in it")
 
 
-def _pieces(paths: Sequence[Path], workers: int, number: int, offset: int) -> Iterator[_Piece]:
+def _pieces(
+    paths: Sequence[Path], heads: Sequence[tuple[Site, str]], workers: int, number: int, offset: int
+) -> Iterator[_Piece]:
     """Pieces from `offset` of file `number` on; offsets count packed bytes where any process can begin there."""
     for index, path in enumerate(paths[number:], number):
         start = offset if index == number else 0
-        site, encoding = _head(path)
+        site, encoding = heads[index]
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(8)
@@ -184,7 +194,7 @@ def _pieces(paths: Sequence[Path], workers: int, number: int, offset: int) -> It
             continue
         decoder = codecs.getincrementaldecoder(encoding)("replace")
         place = 0
-        with files.open_bytes(path, any_encoding=True) as file:
+        with files.unpacking(path), files.open_bytes(path, any_encoding=True) as file:
             while block := file.read(4 * _PIECE_BYTES):
                 data = block if encoding == "utf-8" else decoder.decode(block).encode()
                 if place >= start:
@@ -200,6 +210,7 @@ def extract(
     file_bytes: int = 256 << 20,
     on_progress: Callable[[Progress], None] | None = None,
     seconds_between_reports: float = 5.0,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Progress:
     """Write the articles of a dump as loose JSON: `id`, `revid`, `url`, `title` and `text`, one a line.
 
@@ -212,6 +223,7 @@ def extract(
         output: folder of `part-00000.jsonl` and so on.
         workers: processes; None: one for each core.
         file_bytes: a file is ended when it is longer.
+        map_in_order: who computes; the workers of a cluster must see the dump under its path.
 
     Raises:
         ValueError: no dump, a damaged file, or a folder that holds something else.
@@ -219,16 +231,17 @@ def extract(
     """
     begin = last_report = saved = time.monotonic()
     paths = dump_files(dump)
+    heads = [_head(path) for path in paths]
     workers = workers or len(os.sched_getaffinity(0))
     states = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     out = Output(output, {"inputs": states}, file_bytes)
     if out.complete:
         return Progress(out.counts, 0, 0.0, 0.0)
     clock = _Clock(paths, out.state["number"], out.state["offset"])
-    joiner = _Joiner(out, paths)
-    pieces = _pieces(paths, workers, out.state["number"], out.state["offset"])
+    joiner = _Joiner(out, paths, heads)
+    pieces = _pieces(paths, heads, workers, out.state["number"], out.state["offset"])
     try:
-        for piece, made in runtime.map_in_order(_Worker, (), pieces, workers):
+        for piece, made in map_in_order(_Worker, (), pieces, workers):
             joiner.add(piece, made)
             now = time.monotonic()
             if now - saved >= _SECONDS_BETWEEN_CHECKPOINTS or out.full():
@@ -239,8 +252,10 @@ def extract(
                 last_report = now
         joiner.end()
         out.finish(len(paths))
-    except BaseException:
+    except BaseException as error:
         out.close()
+        if isinstance(error, ValueError):
+            out.abandon()
         raise
     return Progress(out.counts, clock.total, time.monotonic() - begin, 0.0)
 
@@ -263,18 +278,23 @@ class _Clock:
 class _Joiner:
     """Writes what workers made, and between two pieces the page that lies on their border."""
 
-    def __init__(self, out: Output, paths: Sequence[Path]) -> None:
+    def __init__(self, out: Output, paths: Sequence[Path], heads: Sequence[tuple[Site, str]]) -> None:
         self._out, self._worker = out, _Worker()
         self._last: _Piece | None = None
         if out.carry:
             number = out.state["number"]
-            self._last = _Piece(number, paths[number], _head(paths[number])[0], 0, 0)
+            self._last = _Piece(number, paths[number], heads[number][0], 0, 0)
 
     def add(self, piece: _Piece, made: _Lines) -> None:
         if self._last is not None and self._last.number != piece.number:
             self.end()
         self._last = piece
         self._out.carry += made.head
+        if len(self._out.carry) > _LONGEST_RAW_PAGE:  # or the rest of one that was dropped before
+            if b"<page>" in self._out.carry:
+                reason = f"the page before byte {piece.end:,} is longer than {_LONGEST_RAW_PAGE >> 20} MiB"
+                self._out.write(b"", Counts(skipped=1), [f"{piece.path}: {reason}"])
+            self._out.carry = b""
         if made.opened:
             self._write_carry(piece)
             self._out.carry = made.tail
@@ -291,4 +311,7 @@ class _Joiner:
         _, _, rest = wikipedia_dump.cut(self._out.carry)
         if b"<page>" in rest:
             self._out.write(b"", Counts(skipped=1), [f"{self._last.path}: the file ends inside its last page"])
+        elif b"</mediawiki" not in self._out.carry:
+            reason = "</mediawiki> is missing at its end: was it cut short?"
+            self._out.write(b"", Counts(), [f"{self._last.path}: {reason}"])
         self._out.carry = b""

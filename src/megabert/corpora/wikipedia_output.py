@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -53,6 +54,7 @@ class Output:
     def __init__(self, folder: Path, settings: dict[str, Any], file_bytes: int) -> None:
         """Open the folder, or go on in it; `settings` must be equal for that."""
         self.folder, self._settings, self._file_bytes = folder, settings, file_bytes
+        self._made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         self.state: dict[str, Any] = {"part": 0, "part_bytes": 0, "report_bytes": 0, "number": 0, "offset": 0}
         self.counts = Counts()
@@ -66,6 +68,8 @@ class Output:
         if not self.complete:
             self._lines = self._open(self._growing(), self.state["part_bytes"])
             self._report = self._open(folder / REPORT, self.state["report_bytes"])
+            if not path.exists():  # without it, files that grow look like another's
+                self._save(0, 0, complete=False)
 
     def _take_up(self, path: Path) -> None:
         try:
@@ -140,6 +144,16 @@ class Output:
         if not (self.folder / REPORT).stat().st_size:
             (self.folder / REPORT).unlink()
         self._save(number, 0, complete=True)
+
+    def abandon(self) -> None:
+        """After `close`: leave nothing where nothing was checkpointed."""
+        if any(self.state[key] for key in ("number", "offset", "part", "part_bytes")):
+            return
+        for path in (self._growing(), self.folder / REPORT, self.folder / _STATE):
+            path.unlink(missing_ok=True)
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def close(self) -> None:
         """Keep what is written; the next call cuts back to the last checkpoint."""

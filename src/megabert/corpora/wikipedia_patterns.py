@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from megabert.corpora import wikipedia_words as words
+from megabert.corpora import wikipedia_templates
 from megabert.corpora.wikipedia_lines import without_quotes
 
 # Their content is not wikitext: pages that hold one go to the parser as they are.
@@ -45,7 +45,7 @@ def reduce(
     def of_template(match: re.Match[str]) -> str:
         inside = match[1]
         name = inside.partition("|")[0].strip().lower().replace("_", " ")
-        if name not in words.KEPT_TEMPLATES and name not in words.PLAIN_TEMPLATES and not name.startswith("formatnum:"):
+        if not wikipedia_templates.is_kept(name):
             return ""
         arguments = []
         for part in _BAR.split(inside)[1:]:

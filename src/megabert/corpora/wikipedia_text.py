@@ -10,7 +10,7 @@ import html
 import re
 from typing import Any
 
-from megabert.corpora import wikipedia_patterns
+from megabert.corpora import wikipedia_patterns, wikipedia_templates
 from megabert.corpora import wikipedia_words as words
 from megabert.corpora.wikipedia_lines import tidy
 
@@ -40,7 +40,7 @@ class Reader:
         Raises:
             Exception: whatever the parser raises on a page that defeats it.
         """
-        return self.text_of_the_rest(wikipedia_patterns.reduce(wikitext, self.link, template_text))
+        return self.text_of_the_rest(wikipedia_patterns.reduce(wikitext, self.link, wikipedia_templates.text_of))
 
     def text_of_the_rest(self, wikitext: str) -> str:
         """The text of a page by the parser alone."""
@@ -142,13 +142,10 @@ class _Page:
         first, second = self.tokens[place + 1], self.tokens[place + 2] if place + 2 < len(self.tokens) else None
         if first.__class__ is kinds.Text and second.__class__ in (kinds.TemplateParamSeparator, kinds.TemplateClose):
             name = first["text"].strip().lower().replace("_", " ")
-            if name.startswith("formatnum:") and second.__class__ is kinds.TemplateClose:
-                self.out.append(template_text(name, []))
+            if wikipedia_templates.is_plain(name) and second.__class__ is kinds.TemplateClose:
+                self.out.append(wikipedia_templates.text_of(name, []))
                 return place + 3
-            if name in words.PLAIN_TEMPLATES and second.__class__ is kinds.TemplateClose:
-                self.out.append(words.PLAIN_TEMPLATES[name])
-                return place + 3
-            if name in words.PLAIN_TEMPLATES or name in words.KEPT_TEMPLATES:
+            if wikipedia_templates.is_kept(name):
                 self._push((name, []))
                 return place + 2
         return self._skip(place, kinds.TemplateOpen, kinds.TemplateClose)
@@ -171,7 +168,7 @@ class _Page:
         inner, (name, arguments) = self._pop()
         if arguments:
             arguments[-1][1] = inner
-        self.out.append(template_text(name, arguments))
+        self.out.append(wikipedia_templates.text_of(name, arguments))
         return place + 1
 
     def _argument(self, place: int, _token: Any) -> int:
@@ -280,32 +277,3 @@ class _Page:
         while self.tokens[place].__class__ is not self.kinds.TagCloseClose:
             place += 1
         return place + 1
-
-
-def template_text(name: str, arguments: list[list[str]]) -> str:
-    """What stands in the sentence for a template that is part of it."""
-    if name.startswith("formatnum:"):
-        return name.removeprefix("formatnum:")
-    given = [value.strip() for key, value in arguments if not key or key == "text" or key.isdigit()]
-    if name in words.PLAIN_TEMPLATES:
-        return words.PLAIN_TEMPLATES[name] + (given[0] if given and name in ("circa", "c.", "ca.") else "")
-    if not given:
-        return ""
-    way = words.KEPT_TEMPLATES[name]
-    if way == "measure":
-        range_of_two = len(given) > 3 and given[1] in ("-", "–", "to", "and", "by", "x", "×", "or")
-        *numbers, unit = (given[:4] if range_of_two else given[:2]) if len(given) > 1 else (given[0], "")
-        return f"{' '.join(numbers)} {words.UNITS.get(unit, unit)}".strip()
-    if way == "as of":
-        return f"{'as of' if any(key == 'lc' for key, _ in arguments) else 'As of'} {' '.join(given[2::-1])}"
-    if way == "fraction":
-        return "/".join(given[-2:]) if len(given) < 3 else f"{given[0]} {given[1]}/{given[2]}"
-    if way.startswith("ship "):
-        return f"{way[5:]} {given[0]}"
-    if way == "joined":
-        return " ".join(given)
-    if way == words.LAST:
-        return given[-1]
-    if way == words.SECOND:
-        return given[1] if len(given) > 1 else ""
-    return given[0]

@@ -51,32 +51,3 @@ KNOWN_TAGS = DROPPED_TAGS | LINE_TAGS | frozenset(
     colgroup col lang address details summary blink
     """.split()
 )  # fmt: skip
-
-# Templates whose text is part of a sentence, in lower case: which of their arguments to keep ("" joins them).
-FIRST, SECOND, LAST = "first", "second", "last"
-KEPT_TEMPLATES = {
-    "lang": SECOND, "langue": SECOND, "lang-en": FIRST, "transl": LAST, "transliteration": LAST, "nowrap": FIRST,
-    "nobr": FIRST, "nobreak": FIRST, "no wrap": FIRST, "nowrap begin": FIRST, "small": FIRST, "smaller": FIRST,
-    "big": FIRST, "larger": FIRST, "em": FIRST, "strong": FIRST, "sc": FIRST, "smallcaps": FIRST, "abbr": FIRST,
-    "tooltip": FIRST, "blockquote": FIRST, "quote": FIRST, "cquote": FIRST, "quotation": FIRST, "center": FIRST,
-    "convert": "measure", "cvt": "measure", "unité": "measure", "unit": "measure", "val": FIRST, "num": FIRST,
-    "nombre": FIRST, "formatnum": FIRST, "visible anchor": FIRST, "vanchor": FIRST, "mono": FIRST, "kbd": FIRST,
-    "code": FIRST, "math": FIRST, "mvar": FIRST, "var": FIRST, "ill": FIRST, "interlanguage link": FIRST,
-    "illm": FIRST, "not a typo": FIRST, "sic": FIRST, "as of": "as of", "citation needed span": FIRST,
-    "poemquote": FIRST, "verse translation": FIRST, "ship": "joined", "uss": "ship USS", "hms": "ship HMS",
-    "s-": FIRST, "date": "joined", "zh-cn": FIRST, "bibleverse": "joined", "frac": "fraction", "fraction": "fraction",
-    "angbr": FIRST, "script/hebrew": FIRST, "lang-la": FIRST, "resize": LAST, "color": LAST, "font color": LAST,
-}  # fmt: skip
-PLAIN_TEMPLATES = {
-    "'": "'", "'s": "'s", "`": "'", "ndash": "–", "mdash": "—", "snd": " – ", "spaced ndash": " – ", "snds": " – ",
-    "spaced en dash": " – ", "nbsp": " ", "space": " ", "sp": " ", "thinsp": " ", "!": "|", "=": "=", "dot": " · ",
-    "·": " · ", "•": " • ", "bull": " • ", "bullet": " • ", "middot": " · ", "circa": "c. ", "c.": "c. ", "ca.": "c. ",
-    "--": "—", "—": "—", "–": "–", "spd": " – ", "emdash": "—", "endash": "–", "okina": "ʻ", "hamza": "ʼ", "ayin": "ʽ",
-    "year": "", "pi": "π", "degree": "°", "deg": "°", "times": "×", "minus": "−", "e": "e",
-}  # fmt: skip
-# Codes of {{convert}} as they are written in a text.
-UNITS = {
-    "C": "°C", "F": "°F", "km2": "km²", "sqkm": "km²", "m2": "m²", "sqm": "m²", "m3": "m³", "sqmi": "sq mi",
-    "mi2": "sq mi", "sqft": "sq ft", "ft2": "sq ft", "acre": "acres", "mi": "miles", "/km2": "per km²",
-    "/sqmi": "per sq mi", "mph": "mph", "km/h": "km/h",
-}  # fmt: skip

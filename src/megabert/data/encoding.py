@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,11 @@ from megabert.corpora import sentences
 from megabert.corpora.chunks import Chunk, parse_chunk
 from megabert.corpora.document import BadLine, Document
 from megabert.corpora.files import TextLayout, raw_chunks
+from megabert.data import fingerprints
+from megabert.data.fingerprints import Dedup
 from megabert.data.indexed import token_dtype
 from megabert.data.indexed_writer import IndexedWriter
+from megabert.runtime import MapInOrder
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -33,6 +35,8 @@ class Reading:
     split_sentences: bool = True  # False: each document is one sequence
     max_bad_fraction: float = 0.01
     text_layout: TextLayout = "auto"
+    dedup: Dedup = "none"
+    similarity: float = 0.8  # of documents that count as duplicates, with `minhash`
 
     work: ClassVar[str] = "tokenizing"
     unit: ClassVar[str] = "documents"
@@ -75,6 +79,8 @@ class Block(NamedTuple):
     lines: int  # documents and bad lines
     bad: list[str]
     text_bytes: int
+    fingerprints: np.ndarray | None = None  # [documents, width] uint32, where duplicates are looked for
+    places: np.ndarray | None = None  # [documents] int64, the line on which each begins
 
 
 class Encoder:
@@ -84,6 +90,7 @@ class Encoder:
         """Encode with `tokenizer`."""
         self._tokenizer, self.reading = tokenizer, reading
         self._dtype = token_dtype(tokenizer.vocabulary_size)
+        self._fingerprints = None if reading.dedup == "none" else fingerprints.maker(reading.dedup)
 
     def __call__(self, numbered: tuple[int, Chunk]) -> Block:
         """Encode a (numbered) chunk. Documents in which the tokenizer finds nothing are bad lines too."""
@@ -103,21 +110,31 @@ class Encoder:
                 else:
                     texts.append(item.text)
                 borders.append(len(texts))
-        encoded = self._tokenizer.encode_batch(texts)
-        lengths = np.array([len(ids) for ids in encoded], np.int32)
+        ids, lengths = self._tokenizer.encode_flat(texts)
         full = np.concatenate([[0], np.cumsum(lengths > 0)])[borders]
         counts = np.diff(full).astype(np.int32)
-        tokens = np.fromiter(itertools.chain.from_iterable(encoded), self._dtype, int(lengths.sum()))
+        tokens = ids.astype(self._dtype)
         bad += [f"{chunk.path}: near line {chunk.first_line}: a document without any token"] * int((counts == 0).sum())
         block = Block(tokens, lengths[lengths > 0], counts[counts > 0], len(items), bad, len(chunk.data))
+        if self._fingerprints is not None:
+            documents = [item for item in items if isinstance(item, Document)]
+            kept = [document for document, full in zip(documents, counts > 0, strict=True) if full]
+            block = block._replace(
+                fingerprints=self._fingerprints([document.text for document in kept]),
+                places=np.array([document.line for document in kept], np.int64),
+            )
         return block, counts > 0
 
 
 def encode_all(
-    chunks: Iterator[tuple[int, Piece]], tokenizer: Tokenizer, reading: Reading, workers: int
+    chunks: Iterator[tuple[int, Piece]],
+    tokenizer: Tokenizer,
+    reading: Reading,
+    workers: int,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Iterator[tuple[int, Piece, Block]]:
     """Blocks in the order of their chunks; a few chunks are under way at a time."""
-    for (number, chunk), block in runtime.map_in_order(_encoder, (tokenizer, reading), chunks, workers):
+    for (number, chunk), block in map_in_order(_encoder, (tokenizer, reading), chunks, workers):
         yield number, chunk, block
 
 

@@ -68,8 +68,9 @@ class DataOptions:
         "read; only an index is made",
     )  # fmt: skip
     seq_length: int = option(
-        512, "longest sample in tokens, [CLS] and [SEP] included", aliases=("max-seq-length",), minimum=8, example="128"
-    )
+        512, "longest sample in tokens, [CLS] and [SEP] included", aliases=("max-seq-length", "encoder-seq-length"),
+        minimum=8, example="128",
+    )  # fmt: skip
     mask_prob: float = option(0.15, "share of a sample's tokens to predict", above=0, maximum=1, example="0.15")
     max_preds_per_seq: int | None = option(
         None, "most tokens to predict in a sample; left out, mask-prob of the sequence, rounded up to a multiple of 10",

@@ -7,8 +7,6 @@ The map is a list of (first sentence, one past the last, most tokens), in the or
 
 from __future__ import annotations
 
-from array import array
-
 import numpy as np
 
 from megabert.data import sample_walk
@@ -116,13 +114,35 @@ def build_sample_map(
 
 
 def _shuffled_order(count: int, seed: int) -> np.ndarray:
-    """Fisher and Yates' shuffle from the end, as Megatron draws it: [count] int64."""
-    order = array("q", range(count))
-    last = np.arange(count - 1, 0, -1, dtype=np.uint64)
-    partners = (draws_64(seed, len(last)) % (last + np.uint64(1))).tolist()
-    for place, partner in zip(range(count - 1, 0, -1), partners, strict=True):
-        order[place], order[partner] = order[partner], order[place]
-    return np.frombuffer(order, np.int64)
+    """Fisher and Yates' shuffle from the end, as Megatron draws it: [count] int64.
+
+    Step t exchanges what lies at `places[t]`, which is final then, with what lies at `partners[t]`. So a place ends
+    with what its partner held: the partner's own number, or what the last step before that named this partner too has
+    put there, which came from that step's place, and so on. All chains are followed to their begin at a time.
+    """
+    index = np.int32 if count < 1 << 31 else np.int64  # memory is what this waits for
+    places = np.arange(count - 1, 0, -1, dtype=index)
+    keys = (draws_64(seed, len(places)) % (places.astype(np.uint64) + np.uint64(1))).view(np.int64)
+    partners, steps = keys.astype(index), np.arange(len(places), dtype=index)
+    keys = np.sort(keys << 32 | steps)  # a place and a step fit 32 bits each: a map of more would not fit memory
+    partner, step = (keys >> 32).astype(index), (keys & 0xFFFFFFFF).astype(index)
+    again = np.flatnonzero(partner[1:] == partner[:-1])
+    before = np.full(len(steps), -1, index)  # the last step before with the same partner
+    before[step[again + 1]] = step[again]
+    last = np.full(count, -1, index)  # the last step with this place as its partner
+    last[partner] = step
+    source = last[:0:-1].copy()
+    itself = source == steps
+    source[itself] = before[itself]
+    begin = np.where(source < 0, steps, source)
+    while not np.array_equal(further := begin[begin], begin):
+        begin = further
+    held = places[begin]  # at a step's place, before it
+    order = np.arange(count)
+    order[1:] = np.where(before < 0, partners, held[before])[::-1]
+    if len(steps) and last[0] >= 0:
+        order[0] = held[last[0]]
+    return order
 
 
 def cut_in_two(sizes: np.ndarray, generator: np.random.Generator) -> int:

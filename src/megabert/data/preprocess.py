@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megabert import runtime
 from megabert.corpora import files
+from megabert.data import fingerprints
+from megabert.data.duplicates import REPORT as DUPLICATES
+from megabert.data.duplicates import Duplicates
 from megabert.data.encoding import Block, Piece, Reading, encode_all
 from megabert.data.indexed import with_suffix
 from megabert.data.indexed_writer import IndexedWriter
+from megabert.runtime import MapInOrder
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -38,12 +42,14 @@ class Progress(NamedTuple):
     text_bytes: int  # unpacked, of this process
     seconds: float  # of this process
     remaining_seconds: float | None  # None: not known, since a packed file does not tell its length
+    duplicates: int = 0  # documents that were left out, since they repeat others
 
     def __str__(self) -> str:
         rate = self.text_bytes / 1e6 / max(self.seconds, 1e-9)
         left = "" if self.remaining_seconds is None else f" | {runtime.duration(self.remaining_seconds)} left"
         skipped = f" | {self.skipped:,} lines skipped" if self.skipped else ""
-        return f"{self.documents:,} documents | {self.tokens:,} tokens | {rate:.1f} MB/s{skipped}{left}"
+        repeated = f" | {self.duplicates:,} duplicates" if self.duplicates else ""
+        return f"{self.documents:,} documents | {self.tokens:,} tokens | {rate:.1f} MB/s{skipped}{repeated}{left}"
 
 
 class _Skipped:
@@ -143,6 +149,7 @@ def tokenize(
     workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seconds_between_reports: float = 5.0,
+    map_in_order: MapInOrder = runtime.map_in_order,
 ) -> Progress:
     """Make indexed data of text files.
 
@@ -154,6 +161,7 @@ def tokenize(
         workers: processes that encode; 1 encodes in this one. None: one for each core, fewer for a text so short that
             starting them would take longer.
         on_progress: called every `seconds_between_reports`.
+        map_in_order: who encodes.
 
     Returns:
         the numbers of the whole data set, rate and time of this call.
@@ -164,62 +172,90 @@ def tokenize(
         OSError: from the file system, such as a full disk; what was checkpointed stays and is taken up again.
     """
     reading = reading or Reading()
+    fingerprints.check(reading.dedup)
     tell = _Reporter(on_progress, seconds_between_reports)
     settings = _settings(inputs, tokenizer, reading)
     size = sum(path.stat().st_size for path in inputs)
     workers = workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
     with reading.writer(prefix, tokenizer, settings) as writer:
-        report = with_suffix(prefix, ".skipped.txt")
         if writer.complete:
             writer.finish()
             return Progress(writer.documents, writer.sentences, writer.tokens, 0, 0, 0.0, 0.0)
         skipped = _Skipped(writer.folder / "skipped.txt", writer.progress)
+        filtered = _duplicates(writer, inputs, reading) if reading.dedup != "none" else None
         try:
-            result = _write_all(inputs, tokenizer, reading, writer, skipped, workers, tell)
+            chunks = _chunks(inputs, reading, dict(writer.progress))
+            blocks = encode_all(chunks, tokenizer, reading, workers, map_in_order)
+            result = _write_all(inputs, reading, blocks, writer, skipped, filtered, tell)
             _check(inputs, skipped, writer, reading, at_end=True)
         except ValueError:
             writer.abandon()
             raise
         finally:
             skipped.close()
-        if skipped.bad:
-            skipped.path.replace(report)
-        else:
-            report.unlink(missing_ok=True)
-        writer.finish(reading.facts(inputs))
+            if filtered is not None:
+                filtered.close()
+        _publish(skipped.path, with_suffix(prefix, ".skipped.txt"), skipped.bad)
+        _publish(writer.folder / DUPLICATES, with_suffix(prefix, f".{DUPLICATES}"), filtered and filtered.removed)
+        place = {"tokenizer_place": str(tokenizer.place.resolve())} if reading.writes_tokens and tokenizer.place else {}
+        writer.finish(reading.facts(inputs) | place | (filtered.facts() if filtered else {}))
     return result
+
+
+def _duplicates(writer: IndexedWriter, inputs: Sequence[Path], reading: Reading) -> Duplicates:
+    return Duplicates(writer.folder, inputs, reading.dedup, reading.similarity, writer.progress)
+
+
+def _publish(report: Path, target: Path, entries: int | None) -> None:
+    """Put a report beside the data; one of an earlier run goes where there is nothing to tell."""
+    if entries:
+        report.replace(target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def _write_all(
     inputs: Sequence[Path],
-    tokenizer: Tokenizer,
     reading: Reading,
+    blocks: Iterator[tuple[int, Piece, Block]],
     writer: IndexedWriter,
     skipped: _Skipped,
-    workers: int,
+    filtered: Duplicates | None,
     tell: _Reporter,
 ) -> Progress:
     start = dict(writer.progress)
     clock = _Clock(inputs, start)
     saved = time.monotonic()
     number, offset = start.get("file", 0), start.get("offset", 0)
+
+    def save() -> None:
+        more = filtered.progress() if filtered else {}
+        writer.checkpoint({"file": number, "offset": offset, **skipped.progress(), **more})
+
+    def progress(number: int, offset: int) -> Progress:
+        return clock.progress(writer, skipped.bad, number, offset)._replace(
+            duplicates=filtered.removed if filtered else 0
+        )
+
     try:
-        for number, chunk, block in encode_all(_chunks(inputs, reading, start), tokenizer, reading, workers):
-            writer.add_block(block.tokens, block.sizes, block.documents)
+        for number, chunk, block in blocks:
             skipped.add(block)
+            if filtered is not None:
+                block = filtered.without(number, block)
+            writer.add_block(block.tokens, block.sizes, block.documents)
             offset = chunk.end_offset
             clock.text_bytes += block.text_bytes
             _check(inputs, skipped, writer, reading, at_end=False)
             now = time.monotonic()
             if now - saved >= _SECONDS_BETWEEN_CHECKPOINTS:
-                writer.checkpoint({"file": number, "offset": offset, **skipped.progress()})
+                save()
                 saved = now
             if tell.due(now):
-                tell(clock.progress(writer, skipped.bad, number, offset))
+                tell(progress(number, offset))
     except KeyboardInterrupt:
-        writer.checkpoint({"file": number, "offset": offset, **skipped.progress()})
+        save()
         raise
-    return clock.progress(writer, skipped.bad, len(inputs), 0)
+    return progress(len(inputs), 0)
 
 
 def _check(inputs: Sequence[Path], skipped: _Skipped, writer: IndexedWriter, reading: Reading, *, at_end: bool) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import MegatronBertConfig
 
+from megabert import runtime
 from megabert.formats import fields
-from megabert.formats.json_file import read_object
 
 # NeMo's and Megatron's names -> ours
 _THEIRS = {
@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     known = {*MegatronBertConfig().to_dict(), *_OURS, *_OF_THE_FILE}
     changes: dict[str, Any] = {}
     unknown = []
-    for given, value in read_object(path).items():
+    for given, value in runtime.read_object(path).items():
         plain = given.replace("-", "_")
         name = _THEIRS.get(plain, plain)
         if name not in known:

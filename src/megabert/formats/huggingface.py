@@ -27,7 +27,6 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 _PREDICTIONS = "cls.predictions"
 MARK = "megabert_only.plain_transformers_computes_other_numbers"
 """A tensor in weights that plain Transformers has no settings for."""
-_LARGEST_JSON = 16 << 20
 _SHOWN_NAMES = 3
 _MOST_LABELS = 1_000_000
 _MOST_OF_ANYTHING = 1_000_000_000
@@ -74,7 +73,7 @@ def read_facts(folder: Path) -> Facts:
     Raises:
         ValueError: it is no such folder, not of a Megatron BERT, or damaged.
     """
-    config = _read_json(folder / "config.json")
+    config = runtime.read_object(folder / "config.json", kind="Transformers folder")
     kind = config.get("model_type")
     if kind != "megatron-bert":
         raise ValueError(f"{folder}: config.json is of model_type {kind!r}; 'megatron-bert' is needed")
@@ -90,7 +89,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        places = _read_json(index).get("weight_map")
+        places = runtime.read_object(index).get("weight_map")
         names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
@@ -104,20 +103,6 @@ def _weight_files(folder: Path) -> list[Path]:
             "code; save it again as safetensors with the tool that you trust it to"
         )
     raise ValueError(f"{folder} holds no weights: model.safetensors is missing")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"{path} is too large for what it should be")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} is no Transformers folder: {path.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is JSON but not an object")
-    return value
 
 
 @contextmanager
@@ -229,7 +214,7 @@ def write(model: PreTrainedModel, tokenizer: Tokenizer | None, folder: Path) -> 
 
 
 def _name_headless(path: Path) -> None:
-    config = _read_json(path)
+    config = runtime.read_object(path)
     if config.get("add_binary_head") is False and config.get("architectures") == ["MegatronBertForPreTraining"]:
         config["architectures"] = ["MegatronBertForMaskedLM"]
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -237,7 +222,9 @@ def _name_headless(path: Path) -> None:
 
 def _tell_longest(path: Path, positions: int) -> None:
     """Let Transformers' `truncation=True` cut where the model's positions end."""
-    path.write_text(json.dumps(_read_json(path) | {"model_max_length": positions}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(runtime.read_object(path) | {"model_max_length": positions}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from transformers import BertConfig, MegatronBertConfig, PretrainedConfig
 
+from megabert import runtime
 from megabert.formats import fields, safetensors_file, sizes, torch_writer, unpickle
 from megabert.formats.checkpoint import POST_LAYERNORM, PRE_LAYERNORM, Checkpoint, LazyTensor
 from megabert.formats.huggingface import MARK
-from megabert.formats.json_file import read_object
 from megabert.formats.target import new_folder
 
 _CONFIGS: dict[str, type[PretrainedConfig]] = {PRE_LAYERNORM: MegatronBertConfig, POST_LAYERNORM: BertConfig}
@@ -47,7 +47,7 @@ def look(path: Path) -> Path | None:
         return None
     if not (folder / "config.json").is_file():
         return None
-    kind = read_object(folder / "config.json").get("model_type")
+    kind = runtime.read_object(folder / "config.json").get("model_type")
     return folder if isinstance(kind, str) and kind in _CONFIGS else None
 
 
@@ -58,7 +58,7 @@ def read(path: Path) -> Checkpoint:
         ValueError: it is no such folder, not of a BERT, damaged, or its weights do not fit its config.
     """
     folder = path if path.is_dir() else path.parent
-    config = read_object(folder / "config.json")
+    config = runtime.read_object(folder / "config.json")
     family = config.get("model_type")
     if not isinstance(family, str) or family not in _CONFIGS:
         raise ValueError(f"{folder}: config.json is of model_type {fields.shown(family)}; 'megatron-bert' or 'bert' is "
@@ -102,7 +102,7 @@ def _tensors(folder: Path, notes: list[str]) -> dict[str, LazyTensor]:
 
 
 def _of_shards(folder: Path, index: Path, notes: list[str]) -> dict[str, LazyTensor]:
-    places = read_object(index).get("weight_map")
+    places = runtime.read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} is damaged: it names no file")
     tensors: dict[str, LazyTensor] = {}

@@ -17,7 +17,9 @@ from typing import Any
 from megabert.config import nearest
 from megabert.formats import download
 from megabert.formats.download import Digest, Progress
-from megabert.formats.named_models import KNOWN, Known, canonical
+from megabert.formats.named_models import KNOWN, Known
+from megabert.runtime import cache_folder
+from megabert.tokenization.published import canonical
 
 _TABLE = "names.toml"
 _LARGEST_TABLE = 1 << 20
@@ -41,15 +43,6 @@ class Place:
     path: Path
     vocabulary: Path | None = None
     said: str = ""
-
-
-def cache_folder() -> Path:
-    """`MEGABERT_CACHE`, else `megabert` in the user's cache folder."""
-    given = os.environ.get("MEGABERT_CACHE")
-    if given:
-        return Path(given).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache") / "megabert"
 
 
 def names() -> tuple[str, ...]:

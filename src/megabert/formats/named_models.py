@@ -9,14 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megabert.formats.download import Digest
+from megabert.tokenization.published import VOCABULARIES, canonical
 
 _NGC = "https://api.ngc.nvidia.com/v2/models/nvidia"
-_HUB = "https://huggingface.co/google-bert"
 _S3 = "https://s3.amazonaws.com/models.huggingface.co/bert"
-_VOCABULARIES = {
-    "uncased": Digest(231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
-    "cased": Digest(213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"),
-}
+_VOCABULARIES = {casing: Digest(known.size, known.sha256) for casing, known in VOCABULARIES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +37,8 @@ class Known:
     vocabulary_digest: Digest | None = None
 
 
-def canonical(name: str) -> str:
-    """A name without what differed between releases: lower case, hyphens for underscores, without NVIDIA's prefix."""
-    return name.lower().replace("_", "-").removeprefix("nvidia/").removeprefix("nemo/")
-
-
 def _bert_vocabulary(casing: str) -> tuple[str, ...]:
-    return f"{_HUB}/bert-large-{casing}/resolve/main/vocab.txt", f"{_S3}/bert-large-{casing}-vocab.txt"
+    return VOCABULARIES[casing].url, f"{_S3}/bert-large-{casing}-vocab.txt"
 
 
 def _megatron(casing: str, version: str) -> Known:

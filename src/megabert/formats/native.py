@@ -15,9 +15,9 @@ from typing import Any
 
 from transformers import MegatronBertConfig
 
+from megabert import runtime
 from megabert.formats import fields, huggingface_checkpoint, native_shards, safetensors_file, sizes
 from megabert.formats.checkpoint import PRE_LAYERNORM, Checkpoint, LazyTensor
-from megabert.formats.json_file import read_object
 from megabert.formats.native_shards import INDEX
 
 WHOLE = "model.safetensors"
@@ -84,7 +84,7 @@ def tensors_of(folder: Path) -> dict[str, dict[str, LazyTensor]]:
 
 
 def _verify(folder: Path) -> None:
-    for name, expected in read_object(folder / "checksums.json").items():
+    for name, expected in runtime.read_object(folder / "checksums.json").items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise ValueError(f"{folder} is not a whole checkpoint: {name[:80]} is missing")
@@ -96,7 +96,7 @@ def _verify(folder: Path) -> None:
 
 def _config(run: Path, tensors: dict[str, LazyTensor]) -> dict[str, Any]:
     if (run / "model" / "config.json").is_file():
-        config = read_object(run / "model" / "config.json")
+        config = runtime.read_object(run / "model" / "config.json")
         config = {**{name: getattr(MegatronBertConfig(), name) for name in _SIZES}, **config}
         config.pop("transformers_version", None)
     else:
@@ -152,7 +152,7 @@ def _optimizer(found: dict[str, LazyTensor], weights: dict[str, LazyTensor]) -> 
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    state = read_object(folder / "state.json").get("state")
+    state = runtime.read_object(folder / "state.json").get("state")
     progress = state.get("progress") if isinstance(state, dict) else None
     digits = folder.resolve().name.removeprefix("step-")
     training: dict[str, Any] = {"iteration": int(digits)} if digits.isdecimal() else {}

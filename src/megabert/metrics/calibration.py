@@ -9,7 +9,7 @@ BINS = 10
 
 
 class Bin(NamedTuple):
-    """Decisions whose probability is in `(low, high]`: how many they are, their mean probability, the share that is right."""
+    """Decisions whose probability is in `(low, high]`: how many, their mean probability, the share that is right."""
 
     low: float
     high: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -116,6 +117,23 @@ def layout_of(options: ParallelOptions, world: int, sizes: Sizes) -> Layout:
         world=world, tensor=cut.tensor, pipeline=cut.pipeline, virtual=virtual,
         data=world // (cut.tensor * cut.pipeline), sequence_parallel=share_sequence, sharding=sharding,
     )  # fmt: skip
+
+
+def remarks(options: ParallelOptions, layout: Layout, hosts: Sequence[str]) -> Iterator[str]:
+    """Lines about what a layout allows, and its user may not have meant.
+
+    Args:
+        hosts: the machine of each process.
+    """
+    if options.sequence_parallel and layout.tensor == 1:
+        yield "note: --sequence-parallel shares nothing without --tensor-model-parallel-size 2 or more"
+    groups = range(0, layout.world, layout.tensor)
+    torn = next((first for first in groups if len(set(hosts[first : first + layout.tensor])) > 1), None)
+    if torn is not None:
+        yield (
+            f"note: the tensor ranks {torn} to {torn + layout.tensor - 1} lie on several machines, so each layer waits "
+            f"for the network: --tensor-model-parallel-size {layout.tensor} should divide a machine's processes"
+        )
 
 
 def _obstacle(cut: _Cut, sizes: Sizes, share_sequence: bool) -> str | None:

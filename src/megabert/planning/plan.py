@@ -156,4 +156,7 @@ def _work_alone(single: Subject, assemble: Assemble, known: dict[str, Work]) -> 
 
 def with_gpus(hardware: Hardware, gpus: int | None) -> Hardware:
     """The same machine with so many GPUs in a node; the network is that of the node."""
-    return hardware if gpus is None else dataclasses.replace(hardware, gpus=gpus)
+    if gpus is None:
+        return hardware
+    title = hardware.title.replace(f"{hardware.gpus} to a node", f"{gpus} to a node")
+    return dataclasses.replace(hardware, gpus=gpus, title=title)

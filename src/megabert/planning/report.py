@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from megabert.parallel.mesh import remarks
 from megabert.planning.cost import axis_of
 from megabert.planning.plan import RESERVED, Plan, peak_of, recomputation_of
 
@@ -43,6 +44,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "micro_batches": subject.micro_batches,
         "rows": subject.rows,
         "hardware": plan.hardware.title,
+        "notes": list(_notes(plan)),
         "device_bytes": plan.hardware.memory,
         "reserved_bytes": RESERVED,
         "fits": plan.fits,
@@ -99,6 +101,15 @@ def _heading(plan: Plan) -> Iterator[str]:
     )
     yield f"layout    {subject.layout} = {subject.layout.world:,} processes"
     yield f"hardware  {plan.hardware.title}"
+    yield from _notes(plan)
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    layout, gpus = plan.subject.layout, plan.hardware.gpus
+    yield from remarks(plan.subject.options, layout, [str(rank // gpus) for rank in range(layout.world)])
+    if layout.world > gpus and layout.world % gpus:
+        idle = gpus - layout.world % gpus
+        yield f"note: {layout.world:,} processes do not fill nodes of {gpus} GPUs: {idle} stay idle"
 
 
 def _memory(plan: Plan) -> Iterator[str]:

@@ -6,7 +6,7 @@ download script. Files are read without quoting; a first line with the columns' 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -16,19 +16,22 @@ from megabert.tasks.sequence_classification import Regression, SequenceClassific
 
 
 class Columns(NamedTuple):
-    """Columns from 0 on: the texts, the label (-1: the last one), and names that tell a header or find the columns."""
+    """Columns of a file with labels, from 0 on: the texts, and the label (-1: the last one); their names in a header.
 
-    first: int
-    second: int | None
+    `width`: how many there are at least; MNLI's files have 12 or 15.
+    """
+
+    texts: tuple[int, ...]
     label: int
-    header: str
     width: int
-    """How many columns a labelled file has; MNLI's have 12 or 15, STS-B's 10."""
+    names: tuple[str, ...]
+    label_name: str
 
 
 _NLI = ("contradiction", "entailment", "neutral")
 _ENTAILMENT = ("entailment", "not_entailment")
 _BINARY = ("0", "1")
+_SENTENCES = ("sentence1", "sentence2")
 
 
 class Row(NamedTuple):
@@ -41,15 +44,15 @@ class Row(NamedTuple):
 
 
 ROWS: Mapping[str, Row] = {
-    "cola": Row(Columns(3, None, 1, "sentence", 4), _BINARY, "matthews"),
-    "sst-2": Row(Columns(0, None, 1, "sentence", 2), _BINARY, "accuracy"),
-    "mrpc": Row(Columns(3, 4, 0, "Quality", 5), _BINARY, "accuracy_and_f1", "1"),
-    "sts-b": Row(Columns(7, 8, -1, "sentence1", 10), (), "pearson_and_spearman"),
-    "qqp": Row(Columns(3, 4, 5, "question1", 6), _BINARY, "accuracy_and_f1", "1"),
-    "mnli": Row(Columns(8, 9, -1, "sentence1", 11), _NLI, "accuracy"),
-    "qnli": Row(Columns(1, 2, -1, "question", 4), _ENTAILMENT, "accuracy"),
-    "rte": Row(Columns(1, 2, -1, "sentence1", 4), _ENTAILMENT, "accuracy"),
-    "wnli": Row(Columns(1, 2, -1, "sentence1", 4), _BINARY, "accuracy"),
+    "cola": Row(Columns((3,), 1, 4, ("sentence",), "label"), _BINARY, "matthews"),
+    "sst-2": Row(Columns((0,), 1, 2, ("sentence",), "label"), _BINARY, "accuracy"),
+    "mrpc": Row(Columns((3, 4), 0, 5, ("#1 String", "#2 String"), "Quality"), _BINARY, "accuracy_and_f1", "1"),
+    "sts-b": Row(Columns((7, 8), -1, 10, _SENTENCES, "score"), (), "pearson_and_spearman"),
+    "qqp": Row(Columns((3, 4), 5, 6, ("question1", "question2"), "is_duplicate"), _BINARY, "accuracy_and_f1", "1"),
+    "mnli": Row(Columns((8, 9), -1, 11, _SENTENCES, "gold_label"), _NLI, "accuracy"),
+    "qnli": Row(Columns((1, 2), -1, 4, ("question", "sentence"), "label"), _ENTAILMENT, "accuracy"),
+    "rte": Row(Columns((1, 2), -1, 4, _SENTENCES, "label"), _ENTAILMENT, "accuracy"),
+    "wnli": Row(Columns((1, 2), -1, 4, _SENTENCES, "label"), _BINARY, "accuracy"),
 }
 NAMES = tuple(ROWS)
 
@@ -57,26 +60,40 @@ NAMES = tuple(ROWS)
 def _examples(path: Path, name: str, labelled: bool) -> list[TextExample]:
     columns = ROWS[name].columns
     found: list[TextExample] = []
-    texts = [columns.first] if columns.second is None else [columns.first, columns.second]
+    texts: Sequence[int] = ()
+    at_label: int | None = None
     width = 0
-    for number, (place, cells) in enumerate(readers.cells_of(path)):
-        if number == 0 and columns.header in cells:
-            continue
-        width = width or len(cells)
+    for place, cells in readers.cells_of(path):
+        if not width:
+            width = len(cells)
+            if set(columns.names) <= set(cells):
+                texts, at_label = _named(columns, cells)
+            elif width >= columns.width:
+                texts, at_label = columns.texts, columns.label
+            else:  # a file without labels: an index, then the texts
+                texts = range(width - len(columns.texts), width)
+            if (labelled and at_label is None) or texts[0] < 0:
+                more = " or more" if columns.label < 0 else ""
+                raise ValueError(f"{place}: {width} columns between tabs, but {name}'s files with labels have "
+                                 f"{columns.width}{more}, {columns.label_name} among them; `megabert predict` takes "
+                                 "files without labels")  # fmt: skip
+            if set(columns.names) <= set(cells):
+                continue
         if len(cells) != width:
             raise ValueError(f"{place}: {len(cells)} columns, but the lines before have {width}")
-        whole = width >= columns.width
-        if labelled and not whole:
-            raise ValueError(f"{place}: {width} columns between tabs, but {name}'s files with labels have "
-                             f"{columns.width}{' or more' if columns.label < 0 else ''}")  # fmt: skip
-        # GLUE's files without labels: an index, then the texts.
-        chosen = [cells[at] for at in texts] if whole else cells[-len(texts) :]
-        label = cells[columns.label].strip() if whole else None
+        chosen = [cells[at] for at in texts]
+        label = None if at_label is None else cells[at_label].strip()
         if any(not text.strip() for text in chosen):
             raise ValueError(f"{place}: a text is empty")
         pair = chosen[1] if len(chosen) > 1 else None
         found.append(TextExample(id=str(len(found)), place=place, text=chosen[0], text_pair=pair, label=label))
     return readers.not_empty(found, path)
+
+
+def _named(columns: Columns, header: Sequence[str]) -> tuple[list[int], int | None]:
+    """Where a header says that the texts and the label are; None: there is no label."""
+    label = header.index(columns.label_name) if columns.label_name in header else None
+    return [header.index(name) for name in columns.names], label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +135,7 @@ class GlueRegression(OwnFiles, Regression):
 def make(name: str, *, max_seq_length: int) -> GlueClassification | GlueRegression:
     """The task of a name in `NAMES`."""
     row = ROWS[name]
-    pair = row.columns.second is not None
+    pair = len(row.columns.texts) == 2
     if not row.labels:
         return GlueRegression(max_seq_length=max_seq_length, pair=pair)
     return GlueClassification(

@@ -188,8 +188,8 @@ def _questions(record: Record, labelled: bool) -> Iterator[tuple[str, list[str],
     if labelled and (label is None or not label.strip()):
         raise ValueError(f"{record.place}: there is no label: the number of the right choice, from 0 on")
     right = None if label is None or not label.strip() else _number(label.strip(), record.place)
-    if not isinstance(endings, list):
-        raise ValueError(f"{record.place}: choices must be a list of texts, not {endings!r:.60}")
+    if not isinstance(endings, list) or not all(isinstance(one, str) and one.strip() for one in endings):
+        raise ValueError(f"{record.place}: choices must be a list of texts, none empty, not {endings!r:.60}")
     yield context, [f"{start} {ending}".strip() for ending in endings], right
 
 
@@ -205,6 +205,8 @@ def _race(record: Record, labelled: bool) -> Iterator[tuple[str, list[str], int 
         )
     article = " ".join(str(cells["article"]).split())
     for place, (question, choices) in enumerate(zip(questions, options, strict=True)):
+        if not isinstance(question, str) or not isinstance(choices, list):
+            raise ValueError(f"{record.place}: question {place + 1} must be text, with a list of options")
         filled = [
             question.replace("_", str(choice)) if "_" in question else f"{question} {choice}" for choice in choices
         ]

@@ -14,7 +14,8 @@ class TaskOptions:
     """The task. What is left out is the task's own choice; what does not belong to the task is refused."""
 
     labels: tuple[str, ...] = option(
-        (), "the labels, in the order of their numbers; left out, those of the training file in order",
+        (), "the labels, in the order of their numbers; left out, those of the training file in order; for words' "
+        "labels also the name of a --scheme, such as iob2",
         example="negative positive",
     )  # fmt: skip
     max_seq_length: int | None = option(
@@ -100,6 +101,13 @@ class ZeroShotOptions:
 
 
 def chosen(options: TaskOptions) -> dict[str, Any]:
-    """What was chosen, by the names of the tasks' settings."""
+    """What was chosen, by the names of the tasks' settings.
+
+    Raises:
+        ValueError: a label occurs twice.
+    """
+    twice = next((label for at, label in enumerate(options.labels) if label in options.labels[:at]), None)
+    if twice is not None:
+        raise ValueError(f"--labels names {twice!r} twice")
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TaskOptions)}
     return {name: value for name, value in values.items() if value not in (None, ())}

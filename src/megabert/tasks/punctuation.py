@@ -81,7 +81,8 @@ class Punctuation(Task):
 
     def examples(self, path: Path, *, labelled: bool = True) -> list[WordsExample]:
         """Read NeMo's `text_*.txt` with `labels_*.txt` beside it (words in small letters; of each a mark and `U` or
-        `O`, such as `,U`), or plain texts, a `.txt` with one a line or JSONL with `text`, of which pairs are made.
+        `O`, such as `,U`), or plain texts, of which pairs are made: a `.txt` with one a line, JSONL or a table with
+        `text`.
 
         To be answered, plain texts are taken without their marks and capitals.
         """
@@ -106,8 +107,9 @@ class Punctuation(Task):
                 yield WordsExample(id=str(number), place=one.place, words=one.words, tags=one.tags, text=text,
                                    offsets=offsets)  # fmt: skip
             return
-        if readers.suffix_of(path) in (".jsonl", ".json"):
-            texts = ((record.place, readers.text_of(record, "text") or "") for record in readers.json_lines(path))
+        if readers.suffix_of(path) in (".jsonl", ".json", ".csv", ".tsv"):
+            records = readers.table(path, [frozenset({"text"})], {1: ("text",)})
+            texts = ((record.place, readers.text_of(record, "text") or "") for record in records)
         else:
             texts = ((f"{path}:{number}", line) for number, line in readers.lines(path) if line.strip())
         for number, (place, text) in enumerate(texts, 1):

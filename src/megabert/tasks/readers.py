@@ -24,11 +24,16 @@ class Record(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """A sentence: `FILE:LINE` of its first word, its words, and their tags (empty when the file has none)."""
+    """A sentence: `FILE:LINE` of its first word, its words, and their tags (empty when the file has none).
+
+    Where the words were found in a text, it is `text`, and `offsets` are their characters `[start, end)` in it.
+    """
 
     place: str
     words: list[str]
     tags: list[str]
+    text: str = ""
+    offsets: list[tuple[int, int]] | None = None
 
 
 def _open(path: Path) -> IO[str]:
@@ -80,11 +85,17 @@ def read_json(path: Path) -> Any:
 
 
 def json_lines(path: Path) -> Iterator[Record]:
-    """One JSON object a line; empty lines are passed over.
+    """One JSON object a line, empty lines passed over; a `.json` may also be one list of objects.
 
     Raises:
         ValueError: a line is no JSON object.
     """
+    if suffix_of(path) == ".json" and _begins(path).startswith("["):
+        for number, cells in enumerate(read_json(path)):
+            if not isinstance(cells, dict):
+                raise ValueError(f"{path}: [{number}]: a JSON object is needed, not {cells!r:.40}")
+            yield Record(f"{path}: [{number}]", cells)
+        return
     for number, line in lines(path):
         if not line.strip():
             continue
@@ -97,14 +108,24 @@ def json_lines(path: Path) -> Iterator[Record]:
         yield Record(f"{path}:{number}", cells)
 
 
-def cells_of(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _begins(path: Path) -> str:
+    """The first line that is not empty, without the space before it."""
+    return next((line.lstrip() for _, line in lines(path) if line.strip()), "")
+
+
+def cells_of(path: Path, *, blank: bool = False) -> Iterator[tuple[str, list[str]]]:
     """Places and cells of a `.csv` (quoted as spreadsheets do) or of a file with tabs (never quoted).
+
+    Args:
+        blank: give empty lines too, as no cells.
 
     Raises:
         ValueError: a broken quotation.
     """
     if suffix_of(path) != ".csv":
-        yield from ((f"{path}:{number}", line.split("\t")) for number, line in lines(path) if line.strip())
+        for number, line in lines(path):
+            if line.strip() or blank:
+                yield f"{path}:{number}", line.split("\t") if line.strip() else []
         return
     numbers: list[int] = []
 
@@ -117,7 +138,7 @@ def cells_of(path: Path) -> Iterator[tuple[str, list[str]]]:
     first = 1
     try:
         for cells in reader:
-            if cells:
+            if cells or blank:
                 yield f"{path}:{first}", cells
             first = len(numbers) + 1
     except csv.Error as error:
@@ -148,9 +169,10 @@ def table(path: Path, headers: Sequence[frozenset[str]], otherwise: Mapping[int,
             if names is None:
                 known = " or ".join(" and ".join(sorted(wanted)) for wanted in headers)
                 widths = " or ".join(map(str, sorted(otherwise)))
+                without = f"; {widths} columns are understood without one, else" if otherwise else ":"
                 raise ValueError(
-                    f"{place}: {len(cells)} columns without a header; {widths} columns are understood without one, "
-                    f"else the first line must name the columns {known}"
+                    f"{place}: {len(cells)} columns without a header{without} the first line must name the columns "
+                    f"{known}"
                 )
         if len(cells) != len(names):
             raise ValueError(f"{place}: {len(cells)} columns, but the lines before have {len(names)}")
@@ -244,6 +266,28 @@ def with_labels(path: Path) -> list[Path]:
     """A file, and NeMo's labels file that belongs to it, if there is one."""
     beside = labels_beside(path)
     return [path] if beside is None else [path, beside]
+
+
+def span_of(entity: Any, text: str, place: str) -> tuple[int, int]:
+    """Characters `[start, end)` of an entity: an object with `start`, `end`, and perhaps the `text` between them.
+
+    Raises:
+        ValueError: it has none, or they do not fit the text.
+    """
+    given: list[Any] = [entity.get(name) for name in ("start", "end")] if isinstance(entity, dict) else []
+    start, end = given if len(given) == 2 and all(type(one) is int for one in given) else (-1, -1)
+    if not 0 <= start < end <= len(text):
+        problem = f"{place}: an entity needs start and end, characters of a text of {len(text)}, not {entity!r:.60}"
+        if 0 <= start < end <= len(text.encode()):
+            problem += "; if these count bytes, characters are needed"
+        raise ValueError(problem)
+    said = entity.get("text")
+    if said is not None and said != text[start:end]:
+        problem = f"{place}: the entity {said!r:.40} does not stand at {start}, where {text[start:end]!r:.40} is"
+        if text.encode()[start:end] == str(said).encode():
+            problem += "; its offsets count bytes, where characters are needed"
+        raise ValueError(problem)
+    return start, end
 
 
 def not_empty(examples: list, path: Path) -> list:

@@ -6,10 +6,13 @@ Three ways to say which two are meant are read: markers around them in the text 
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from megabert.metrics import classification
 from megabert.tasks import readers
@@ -18,6 +21,8 @@ from megabert.tasks.readers import Record
 from megabert.tasks.sequence_classification import SequenceClassification, TextExample
 
 MARKERS = (("<<", ">>"), ("[[", "]]"))
+# Whatever writes marks: << >>, [[ ]], <e1>, [E1], @GENE$, #...#
+_MARK = re.compile(r"[<>\[\]@#$*{}|]")
 NO_RELATION = ("False", "false", "NA", "NONE", "None", "no_relation", "0")
 
 
@@ -26,8 +31,8 @@ class RelationExtraction(SequenceClassification):
     """A relation for each pair of entities.
 
     Attributes:
-        mentions: what is made of entities that a file gives by offsets: `markers` around them, or `anonymous` words
-            (`@CHEMICAL$`) in their place.
+        mentions: how the two entities are written: `markers` around them, or `anonymous` words (`@CHEMICAL$`) in their
+            place. Texts that have such words already stay as they are.
     """
 
     name: ClassVar[str] = "relation-extraction"
@@ -48,18 +53,34 @@ class RelationExtraction(SequenceClassification):
             records = (_notebook(place, cells) for place, cells in readers.cells_of(path))
         else:
             return super().examples(path, labelled=labelled)
-        found = [self._example(self._marked(record), n, labelled) for n, record in enumerate(records, 1)]
-        return readers.not_empty(found, path)
+        return readers.not_empty([self._example(record, n, labelled) for n, record in enumerate(records, 1)], path)
+
+    def _example(self, record: Record, number: int, labelled: bool) -> TextExample:
+        example = super()._example(self._marked(record), number, labelled)
+        if not _MARK.search(example.text):
+            raise ValueError(f"{record.place}: nothing in the text says which two entities are meant: marks such as "
+                             "<< A >> and [[ B ]], words such as @GENE$ in their place, or `entities`")  # fmt: skip
+        if self.mentions == "anonymous":
+            text = example.text
+            for at, (begin, end) in enumerate(MARKERS, 1):
+                text = re.sub(rf"{re.escape(begin)}.*?{re.escape(end)}", f"@ENTITY{at}$", text)
+            example = dataclasses.replace(example, text=text)
+        return example
 
     def _marked(self, record: Record) -> Record:
         """The record with its entities in the text."""
         given = record.cells.get("entities")
         if given is None:
             return record
+        if isinstance(given, str):  # in a cell of a table
+            try:
+                given = json.loads(given)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{record.place}: `entities` is not JSON: {error}") from None
         text = readers.text_of(record, "text") or ""
         if not isinstance(given, list) or len(given) != 2:
             raise ValueError(f"{record.place}: `entities` must be a list of two: whose relation is asked?")
-        spans = sorted((*_span(entity, text, record.place), number) for number, entity in enumerate(given))
+        spans = sorted((*readers.span_of(entity, text, record.place), number) for number, entity in enumerate(given))
         if spans[0][1] > spans[1][0]:
             raise ValueError(f"{record.place}: the two entities overlap")
         for start, end, number in reversed(spans):
@@ -85,19 +106,3 @@ def _notebook(place: str, cells: Sequence[str]) -> Record:
     if len(cells) != 4 or cells[2] not in ("True", "False"):
         raise ValueError(f"{place}: id, text, True or False, and the relation are needed, with tabs between them")
     return Record(place, {"id": cells[0], "text": cells[1], "label": cells[3] if cells[2] == "True" else "False"})
-
-
-def _span(entity: Any, text: str, place: str) -> tuple[int, int]:
-    """Characters `[start, end)` of an entity."""
-    start, end = (entity.get(name) for name in ("start", "end")) if isinstance(entity, dict) else (None, None)
-    if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= len(text):
-        raise ValueError(
-            f"{place}: an entity needs start and end, characters of a text of {len(text)}, not {entity!r:.60}"
-        )
-    said = entity.get("text")
-    if said is not None and said != text[start:end]:
-        problem = f"{place}: the entity {said!r:.40} does not stand at {start}, where {text[start:end]!r:.40} is"
-        if text.encode()[start:end] == str(said).encode():
-            problem += "; its offsets count bytes, where characters are needed"
-        raise ValueError(problem)
-    return start, end

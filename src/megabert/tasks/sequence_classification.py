@@ -96,6 +96,8 @@ class SequenceClassification(Task):
         pair = readers.text_of(record, *_SECOND)
         if text is None:
             raise ValueError(f"{record.place}: there is no text; a column {', '.join(_FIRST[:4])} or ... is needed")
+        if not text.strip() or (pair is not None and not pair.strip()):
+            raise ValueError(f"{record.place}: a text is empty")
         if labelled and (label is None or not label.strip()):
             raise ValueError(f"{record.place}: there is no label; a column {', '.join(_LABEL[:3])} or ... is needed")
         example = TextExample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ class Question(Example):
 
 
 def read(path: Path, *, labelled: bool, repair: bool) -> list[Question]:
-    """Questions of a SQuAD file (`data`, `paragraphs`, `qas`), or of JSONL with question, context and answers.
+    """Questions of a SQuAD file (`data`, `paragraphs`, `qas`), of JSONL with question, context and answers, or of a
+    table with these columns, or with question, context, answer and answer_start.
 
     Args:
         labelled: answers must be there.
@@ -50,7 +52,13 @@ def read(path: Path, *, labelled: bool, repair: bool) -> list[Question]:
     Raises:
         ValueError: the file has another shape; an answer does not stand at its offset; a question's id occurs twice.
     """
-    found = list(_from_lines(path) if readers.suffix_of(path) == ".jsonl" else _from_document(path))
+    suffix = readers.suffix_of(path)
+    if suffix == ".jsonl":
+        found = list(_from_lines(path))
+    elif suffix in (".csv", ".tsv"):
+        found = list(_from_table(path, labelled))
+    else:
+        found = list(_from_document(path))
     seen: set[str] = set()
     questions = []
     for example in found:
@@ -87,6 +95,37 @@ def _from_lines(path: Path) -> Iterator[Question]:
         yield _question(entry, Paragraph(_text(entry, "context", record.place)), record.place, str(number))
 
 
+def _from_table(path: Path, labelled: bool) -> Iterator[Question]:
+    """A row for each question. An empty answer is none; an answer that occurs once needs no answer_start; several are
+    in a cell `answers`, as JSON."""
+    shapes = {} if labelled else {2: ("question", "context")}
+    for number, record in enumerate(readers.table(path, [frozenset({"question", "context"})], shapes), 1):
+        cells = {name: cell for name, cell in record.cells.items() if cell or name == "answer"}
+        context, place = _text(cells, "context", record.place), record.place
+        if "answers" in cells:
+            try:
+                cells["answers"] = json.loads(cells["answers"])
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{place}: answers is not JSON: {error}") from None
+        elif "answer" in cells:
+            answer = cells["answer"]
+            start = _start(cells.get("answer_start"), answer, context, place) if answer else 0
+            cells["answers"] = [{"text": answer, "answer_start": start}] if answer else []
+        yield _question(cells, Paragraph(context), place, str(number))
+
+
+def _start(told: str | None, answer: str, context: str, place: str) -> int:
+    if told is not None:
+        if not told.strip().isdecimal():
+            raise ValueError(f"{place}: answer_start must be a whole number, not {told!r}")
+        return int(told)
+    count = context.count(answer)
+    if count > 1:
+        raise ValueError(f"{place}: the answer {answer!r:.40} stands {count} times in the context: a column "
+                         "answer_start must say where")  # fmt: skip
+    return max(0, context.find(answer))
+
+
 def _question(entry: Any, paragraph: Paragraph, place: str, number: str) -> Question:
     question = _text(entry, "question", place)
     name = entry.get("id", number)
@@ -97,11 +136,15 @@ def _question(entry: Any, paragraph: Paragraph, place: str, number: str) -> Ques
     impossible = entry.get("is_impossible", False) in (True, "true", "True")
     listed = entry.get("answers")
     if isinstance(listed, dict):  # as the hub's copies of SQuAD have it
-        texts, starts = listed.get("text", []), listed.get("answer_start", [])
-        listed = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=False)]
+        texts, starts = listed.get("text"), listed.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise ValueError(f"{place}: answers needs as many numbers in answer_start as texts in text")
+        listed = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if listed is not None and not isinstance(listed, list):
+        raise ValueError(f"{place}: answers must be a list of objects with text and answer_start, not {listed!r:.60}")
     answers = []
     for answer in [] if impossible else (listed or []):
-        text, start = _text(answer, "text", place), answer.get("answer_start")
+        text, start = _text(answer, "text", f"{place}: answers"), answer.get("answer_start")
         if not isinstance(start, int) or isinstance(start, bool):
             raise ValueError(f"{place}: answer_start must be a whole number, not {start!r}")
         answers.append((text, start))

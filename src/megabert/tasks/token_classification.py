@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
 from megabert.metrics import classification, entities
-from megabert.tasks import readers, words
+from megabert.tasks import readers, word_files, words
 from megabert.tasks.base import Features, Prediction, Task, unknown_label
 from megabert.tasks.cases import Case, of_tags
 from megabert.tasks.readers import Tagged
@@ -21,6 +21,8 @@ from megabert.tokenization.base import Tokenizer
 
 if TYPE_CHECKING:
     from megabert.tasks.objectives import TaskObjective
+
+_MANY_LABELS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,18 @@ class TokenClassification(Task):
     def main_score(self) -> str:  # noqa: D102
         return "f1"
 
-    def examples(self, path: Path, *, labelled: bool = True) -> list[WordsExample]:
-        """Read CoNLL columns, NeMo's `text_*.txt` with `labels_*.txt` beside it, or JSONL with `words` and `labels`.
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """As `Task.from_settings`; a single label that is the name of a scheme (`--labels iob2`) means the scheme."""
+        labels = settings.get("labels") or ()
+        if len(labels) == 1 and labels[0].lower() in get_args(entities.Scheme) and "scheme" not in settings:
+            settings = {**settings, "labels": (), "scheme": labels[0].lower()}
+        return super().from_settings(settings)
 
-        To be labelled: `.txt` is a text a line, split into words and punctuation; a `text_*.txt` is split at spaces.
-        """
-        found = [self._example(tagged, number, labelled) for number, tagged in enumerate(_read(path, labelled), 1)]
-        return readers.not_empty(found, path)
+    def examples(self, path: Path, *, labelled: bool = True) -> list[WordsExample]:
+        """Read what `word_files.read` tells."""
+        found = word_files.read(path, labelled=labelled)
+        return readers.not_empty([self._example(one, number, labelled) for number, one in enumerate(found, 1)], path)
 
     def files(self, path: Path) -> list[Path]:
         """With the labels beside a `text_*.txt`."""
@@ -69,7 +76,7 @@ class TokenClassification(Task):
     def asked(self, texts: Sequence[tuple[str, ...]], place: str) -> list[WordsExample]:
         """Texts, split into words and punctuation."""
         found = self.of_width(texts, 1, place)
-        return [self._example((place, text), number, False) for number, (text,) in enumerate(found, 1)]
+        return [self._example(word_files.split(text, place), number, False) for number, (text,) in enumerate(found, 1)]
 
     def shown(self, prediction: Prediction) -> str:  # noqa: D102
         lines = [
@@ -77,14 +84,10 @@ class TokenClassification(Task):
         ]
         return "\n".join([prediction["text"], *lines])
 
-    def _example(self, item: Tagged | tuple[str, str], number: int, labelled: bool) -> WordsExample:
-        if not isinstance(item, Tagged):
-            place, text = item
-            found, offsets = words.found(text, words.WORDS_AND_MARKS)
-            return WordsExample(id=str(number), place=place, words=found, tags=[], text=text, offsets=offsets)
+    def _example(self, item: Tagged, number: int, labelled: bool) -> WordsExample:
         if labelled and not item.tags:
             raise ValueError(f"{item.place}: words without labels; a label is needed beside each word")
-        text, offsets = words.joined(item.words)
+        text, offsets = words.joined(item.words) if item.offsets is None else (item.text, item.offsets)
         example = WordsExample(id=str(number), place=item.place, words=item.words, tags=item.tags, text=text,
                                offsets=offsets)  # fmt: skip
         self._check(example)
@@ -110,6 +113,10 @@ class TokenClassification(Task):
         for example in examples:
             self._check(example)
         found = {tag for example in examples for tag in example.tags}
+        count = sum(len(example.tags) for example in examples)
+        if not self.labels and len(found) > max(_MANY_LABELS, count / 4):
+            raise ValueError(f"the training examples have {len(found)} different labels for {count} words: is the last "
+                             "column the label? (--labels says which there are)")  # fmt: skip
         labels: tuple[str, ...] = self.labels or tuple(sorted(found, key=lambda tag: (tag != "O", tag)))
         if len(labels) < 2:
             raise ValueError(
@@ -118,6 +125,9 @@ class TokenClassification(Task):
         scheme = self.scheme
         if scheme == "auto":
             scheme = entities.find_scheme(example.tags for example in examples)
+        elif scheme == "iobes" and not any(tag[:1] in "ESLU" for tag in found):
+            raise ValueError("--scheme iobes: no label of the training examples ends an entity (E-..., S-...): they "
+                             f"are {', '.join(labels[:10])}")  # fmt: skip
         return dataclasses.replace(self, labels=labels, scheme=scheme)
 
     def balanced(self, examples: Sequence[WordsExample]) -> Self:
@@ -193,33 +203,3 @@ class TokenClassification(Task):
                     entities.spans_of(said["labels"], scheme))
             for said, example in zip(predictions, examples, strict=True)
         ]  # fmt: skip
-
-
-def _read(path: Path, labelled: bool) -> Iterator[Tagged | tuple[str, str]]:
-    suffix = readers.suffix_of(path)
-    if suffix in (".jsonl", ".json"):
-        for record in readers.json_lines(path):
-            yield _from_json(record)
-    elif path.name.startswith("text_") and suffix == ".txt":
-        beside = readers.labels_beside(path)
-        if labelled and beside is None:
-            raise ValueError(f"{path}: there is no labels_{path.name.removeprefix('text_')} beside it")
-        yield from readers.text_and_labels(path, beside)
-    elif suffix == ".txt" and not labelled:
-        yield from ((f"{path}:{number}", line) for number, line in readers.lines(path) if line.strip())
-    else:
-        yield from readers.columns(path)
-
-
-def _from_json(record: readers.Record) -> Tagged | tuple[str, str]:
-    words = record.cells.get("words", record.cells.get("tokens"))
-    tags = record.cells.get("labels", record.cells.get("tags", record.cells.get("ner_tags")))
-    if words is None and isinstance(record.cells.get("text"), str) and tags is None:
-        return record.place, record.cells["text"]
-    for name, value in (("words", words), ("labels", tags)):
-        listed = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-        if not listed and not (name == "labels" and value is None):
-            raise ValueError(f"{record.place}: {name} must be a list of texts, not {value!r:.60}")
-    if tags is not None and len(tags) != len(words or []):
-        raise ValueError(f"{record.place}: {len(words or [])} words, but {len(tags)} labels")
-    return Tagged(record.place, words or [], tags or [])

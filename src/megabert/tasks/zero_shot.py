@@ -26,6 +26,8 @@ BETWEEN = "|"
 """Stands between the labels of a text that has several."""
 _PLACE = "{}"
 _HYPOTHESIS = "This example is {}."
+_UNTAUGHT = ("zero-shot classification is not taught; teach natural language inference (megabert finetune mnli), then "
+             "give --labels to evaluate and predict")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +57,12 @@ class ZeroShot(SequenceClassification):
         Raises:
             ValueError: always.
         """
-        raise ValueError("zero-shot classification is not taught; teach natural language inference (megabert finetune "
-                         "mnli), then give --labels to evaluate and predict")  # fmt: skip
+        raise ValueError(_UNTAUGHT)
 
     def examples(self, path: Path, *, labelled: bool = True) -> list[TextExample]:
         """Read texts as sequence classification does; several labels of one text are a list, or have `|` between."""
+        if not self.labels:
+            raise ValueError(_UNTAUGHT)
         found = super().examples(path, labelled=labelled)
         pair = next((one for one in found if one.text_pair is not None), None)
         if pair is not None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ class FastTokenizer:
     Attributes:
         kind: what sort of tokenizer this is: WordPiece, Unigram, BPE, WordLevel.
         tokens: the entries, in the order of their ids.
+        place: the file or folder that it was read from, if it was.
     """
+
+    place: Path | None = None
 
     def __init__(
         self,
@@ -102,6 +106,12 @@ class FastTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, no special token added; in parallel unless `TOKENIZERS_PARALLELISM` is `false`."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of `encode_batch`, one text after the other: ([tokens] int32, [texts] int32 tokens of each)."""
+        encoded = self.encode_batch(texts)
+        lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
+        return np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum())), lengths
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """For each text its ids, as `encode_batch`, and where in it each of them stands: characters `[start, end)`."""

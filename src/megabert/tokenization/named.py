@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from megabert.tokenization import opening
+from megabert import runtime
+from megabert.tokenization import opening, published
+from megabert.tokenization.published import Published
 
-# The vocabulary of each casing is one file, byte for byte, for every size of BERT and for Megatron's BERT.
-_UNCASED = (
-    "bert-large-uncased", "bert-base-uncased", "megatron-bert-uncased", "megatron-bert-345m-uncased",
-    "megatron-bert-uncased-345m", "biomegatron-bert-345m-uncased",
-)  # fmt: skip
-_CASED = (
-    "bert-large-cased", "bert-base-cased", "megatron-bert-cased", "megatron-bert-345m-cased",
-    "megatron-bert-cased-345m", "biomegatron-bert-345m-cased",
-)  # fmt: skip
-_HUB = {name: f"google-bert/{names[0]}" for names in (_UNCASED, _CASED) for name in names}
-_HUB_FILES = ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+_HUB_FILES = ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"]
 
 
 def find(name: str, cache_dir: Path | None = None) -> Path:
     """The file or folder of a tokenizer.
 
-    Looked for in this order: `name` as a path, which may be a run folder; `NAME-vocab.txt`, `NAME.txt`, or a folder
-    NAME with a tokenizer, in `cache_dir` and in the folder that the environment variable MEGABERT_CACHE names; the
-    Hugging Face hub (not when HF_HUB_OFFLINE is set), whose download is kept in `cache_dir`.
+    Looked for in this order: `name` as a path, which may be a run folder; `NAME-vocab.txt`, `NAME.txt`, `NAME_vocab`
+    (NeMo's), or a folder NAME with a tokenizer, in `cache_dir` and in the folder that the environment variable
+    MEGABERT_CACHE names (left out, `~/.cache/megabert`); the Hugging Face hub (not when HF_HUB_OFFLINE is set), whose
+    download is kept in `cache_dir`. A published vocabulary goes by all its names and must be the file it was.
 
     Raises:
         ValueError: it is nowhere; says where the file can be put.
@@ -37,20 +31,26 @@ def find(name: str, cache_dir: Path | None = None) -> Path:
         return next((place for place in inside if _holds_tokenizer(place)), path)
     if path.is_absolute() or path.suffix in (".txt", ".json") or name.count("/") > 1 or name.startswith((".", "~")):
         raise ValueError(f"there is no tokenizer at {name}: no such file or folder")
-    folders = [Path(folder) for folder in (cache_dir, os.environ.get("MEGABERT_CACHE")) if folder]
+    known = published.vocabulary_of(name)
+    folders = [cache_dir, runtime.cache_folder()] if cache_dir else [runtime.cache_folder()]
     for folder in folders:
-        for candidate in _candidates(name, folder):
+        for candidate in _candidates(name, known, folder):
             if candidate.is_file() or _holds_tokenizer(candidate):
                 return candidate
+    place = folders[0] / (name.replace("/", "--") + "-vocab.txt")
+    if known is None and published.lies_in_archive(name):
+        raise ValueError(
+            f"the vocabulary of {name} lies in the model's own archive: `megabert convert {name} FOLDER` writes it "
+            f"into FOLDER, which is then the tokenizer to name; or put the vocabulary at {place}"
+        )
     try:
-        return _download(name, cache_dir)
+        return _download(name, known, cache_dir)
     except ValueError as error:
-        place = folders[0] if folders else Path("FOLDER")
-        known = "" if name in _HUB else f" (known names: {', '.join((*_UNCASED[:3], *_CASED[:3]))})"
+        some = ", ".join(name for known in published.VOCABULARIES.values() for name in known.names[:3])
+        by_hand = f"fetch {known.url} elsewhere and put it at {place}" if known else f"put its vocabulary at {place}"
         raise ValueError(
             f"no tokenizer {name!r} was found as a path, in a cache folder or on the Hugging Face hub ({error}); give "
-            f"a path instead, or put its vocabulary at {place / (name.replace('/', '--') + '-vocab.txt')} and name "
-            f"that folder with --cache-dir{known}"
+            f"a path instead, or {by_hand}{'' if known else f' (known names: {some})'}"
         ) from None
 
 
@@ -58,21 +58,34 @@ def _holds_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in opening.FILES)
 
 
-def _candidates(name: str, folder: Path) -> Iterator[Path]:
-    same = next((names for names in (_UNCASED, _CASED) if name in names), ())
-    for alias in (name, *same):
+def _candidates(name: str, known: Published | None, folder: Path) -> Iterator[Path]:
+    for alias in dict.fromkeys((name, published.canonical(name), *(known.names if known else ()))):
         alias = alias.replace("/", "--")
-        yield from (folder / f"{alias}-vocab.txt", folder / f"{alias}.txt", folder / alias)
+        for file in (f"{alias}-vocab.txt", f"{alias}.txt", f"{alias}_vocab", alias):
+            yield folder / file
 
 
-def _download(name: str, cache_dir: Path | None) -> Path:
+def _download(name: str, known: Published | None, cache_dir: Path | None) -> Path:
     import huggingface_hub
 
+    options: dict[str, Any] = {"cache_dir": cache_dir, "etag_timeout": 10}
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                _HUB.get(name, name), allow_patterns=_HUB_FILES, cache_dir=cache_dir, etag_timeout=10
-            )
-        )
+        if known is None:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, **options))
+        path = Path(huggingface_hub.hf_hub_download(known.repository, "vocab.txt", **options))
     except Exception as error:  # the hub's client raises its own, HTTP's and the operating system's
-        raise ValueError(" ".join(str(error).split())[:120] or type(error).__name__) from None
+        reason = " ".join(str(error).split())[:120].strip() or type(error).__name__
+        raise ValueError(f"HF_HUB_OFFLINE forbids the network: {reason}" if _offline() else reason) from None
+    content = path.read_bytes()
+    if (len(content), hashlib.sha256(content).hexdigest()) != (known.size, known.sha256):
+        raise ValueError(
+            f"{path} is not the file that was published: {len(content):,} bytes, with another SHA-256 than "
+            f"{known.sha256[:16]}...; delete it to fetch it again"
+        )
+    return path
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE

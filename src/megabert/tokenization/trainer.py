@@ -22,8 +22,8 @@ _LONGEST_WORD = 100
 # Characters are entries until this share of the text is covered; ideographs may take a quarter of the vocabulary.
 _COVERAGE = 0.9999
 _MAXIMUM_ALPHABET_SHARE = 0.25
-# Memory must not follow the corpus: beyond this many words, those seen once are forgotten.
-_MAXIMUM_WORDS = 4_000_000
+# Memory must not follow the corpus: beyond this many words, the rarest are forgotten until half remain.
+_MAXIMUM_WORDS = 2_000_000
 _BATCH_CHARACTERS = 1 << 20
 
 
@@ -77,12 +77,16 @@ def _count_words(texts: Iterable[str], lower_case: bool, on_progress: Callable[[
         if on_progress is not None:
             on_progress(read)
         if len(blocks) > _MAXIMUM_WORDS:
-            blocks = Counter({block: count for block, count in blocks.items() if count > 1})
+            rare = 0
+            while len(blocks) > _MAXIMUM_WORDS // 2:
+                rare += 1
+                blocks = Counter({block: count for block, count in blocks.items() if count > rare})
     # Cleaning looks at characters one by one, so it can wait until equal blocks are one, and is done once for each.
     normalizer = word_piece.make_normalizer(lower_case)
     splitter = pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
-    for block, count in blocks.items():
+    while blocks:
+        block, count = blocks.popitem()
         clean = normalizer.normalize_str(block)
         if clean.isalnum():
             words[clean] += count

@@ -5,16 +5,20 @@ Finding a tokenizer by name lives in `named`, training one in `trainer`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from megabert.tokenization import fast
 from megabert.tokenization.fast import PREFIX, SPECIAL_TOKENS, FastTokenizer
+from megabert.tokenization.word_cache import WordCache
 
 _BRACKETED = re.compile(r"\[.+\]|<.+>")
 # Uncased vocabularies have a few odd upper-case entries (SciBERT's has), cased ones have a third.
@@ -27,6 +31,24 @@ class WordPiece(FastTokenizer):
     Text is cleaned, lower-cased if the vocabulary is uncased, split at white space and punctuation, and each word is
     spelled with the longest pieces that the vocabulary has (Devlin et al. 2018, arXiv 1810.04805).
     """
+
+    @cached_property
+    def _cache(self) -> WordCache | None:
+        """Of the parts of texts; None where the tokenizer's settings let words go on over spaces or marks."""
+        settings = json.loads(self._backend.to_str())
+        kinds = [(settings[step] or {}).get("type") for step in ("normalizer", "pre_tokenizer")]
+        added = settings["added_tokens"]
+        if kinds != ["BertNormalizer", "BertPreTokenizer"] or any(entry["normalized"] for entry in added):
+            return None
+        self._added = re.compile("|".join(re.escape(entry["content"]) for entry in added))
+        return WordCache(super().encode_batch, lower_case=self.lower_case)
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of `encode_batch`, one text after the other: ([tokens] int32, [texts] int32 tokens of each)."""
+        # A special token written in a text has punctuation marks in it.
+        if self._cache is None or self._added.search("\n".join(texts)):
+            return super().encode_flat(texts)
+        return self._cache.encode(texts)
 
     @property
     def lower_case(self) -> bool:

@@ -30,9 +30,9 @@ import torch.distributed as dist
 
 from megabert import config as configuration
 from megabert.training.launch import Launch
+from megabert.training.meeting import meet, one_line
 from megabert.training.watch import Hub, Watch
 
-NOTICE_SECONDS = 30.0
 SLOW = 2.0
 """A rank that multiplies matrices this many times slower than the median is named."""
 
@@ -205,8 +205,7 @@ def started(
     Raises:
         ValueError: not all processes arrived in time; the missing ranks are named.
     """
-    store = _meet(launch, timeout)
-    store, hosts = _arrive(launch, store, timeout, say)
+    store, hosts = meet(launch, timeout, say)
     watch = _watch(launch, store, hosts, timeout, program)
     if launch.rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -214,14 +213,14 @@ def started(
         with watch.patient():
             yield World(launch, hosts, watch, store, timeout, backend)
     except (ValueError, OSError) as error:
-        _leave(watch, _one_line(error), 2, cause=not _is_network(error))
+        _leave(watch, one_line(error), 2, cause=not _is_network(error))
     except KeyboardInterrupt:
         _leave(watch, "interrupted", 130, cause=True)
     except RuntimeError as error:
         # Most often a collective whose other side is gone: the watch knows of whom, and speaks of that.
         if os.environ.get("MEGABERT_TRACEBACK"):
             raise
-        _leave(watch, _one_line(error), 1, cause=False)
+        _leave(watch, one_line(error), 1, cause=False)
     watch.close()
     dist.destroy_process_group()
 
@@ -232,90 +231,6 @@ def _leave(watch: Watch, text: str, status: int, *, cause: bool) -> None:
 
 def _is_network(error: Exception) -> bool:
     return isinstance(error, ConnectionError | TimeoutError)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())[:2000] or type(error).__name__
-
-
-def _meet(launch: Launch, timeout: timedelta) -> dist.Store:
-    """The store where the processes find each other."""
-    try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # torchrun's agent keeps the store, with a name of its own for each attempt.
-            store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.size, timeout=timeout))
-            return store
-        return dist.TCPStore(
-            launch.address, launch.port, launch.size, is_master=launch.rank == 0, timeout=timeout,
-            wait_for_workers=False,
-        )  # fmt: skip
-    except (RuntimeError, dist.DistError) as error:
-        raise ValueError(
-            f"rank {launch.rank} on {launch.host} found nobody at {launch.address}:{launch.port} within "
-            f"{timeout.total_seconds():.0f} s: is rank 0 running, and the port free? ({_one_line(error)[:200]})"
-        ) from None
-
-
-def _arrive(
-    launch: Launch, store: dist.Store, timeout: timedelta, say: Callable[[str], None]
-) -> tuple[dist.Store, list[str]]:
-    """Wait for all; rank 0 names those that are late.
-
-    The store may be one that an earlier attempt has used, so what lies in it is not believed: each process comes with a
-    number of its own, rank 0 answers with those that it saw, and who finds its own confirms.
-
-    Returns:
-        A part of the store that only this attempt uses, and each rank's host.
-    """
-    mine = secrets.token_hex(8)
-    store.set(f"arrived/{launch.rank}", json.dumps([mine, launch.host]))
-    if launch.rank:
-        return _follow(launch, store, mine, timeout)
-    seen: dict[int, list[str]] = {}
-    begin = noticed = time.monotonic()
-    waiting = set(range(1, launch.size))
-    seen[0] = [mine, launch.host]
-    while waiting:
-        changed = False
-        for rank in sorted(waiting):
-            found = json.loads(store.get(f"arrived/{rank}")) if store.check([f"arrived/{rank}"]) else None
-            if found is not None and seen.get(rank) != found:
-                seen[rank], changed = found, True
-        if changed and len(seen) == launch.size:
-            store.set("seen", json.dumps([mine, [seen[rank] for rank in range(launch.size)]]))
-        waiting = {
-            rank for rank in waiting
-            if rank not in seen or not store.check([f"confirmed/{mine}/{rank}/{seen[rank][0]}"])
-        }  # fmt: skip
-        late = sorted(waiting)
-        names = ", ".join(map(str, late[:8])) + (" ..." if len(late) > 8 else "")
-        if waiting and time.monotonic() - begin > timeout.total_seconds():
-            raise ValueError(
-                f"rank {names} of {launch.size} did not arrive within {timeout.total_seconds():.0f} s; look at the "
-                "output of its machine, or raise --distributed-timeout-minutes"
-            )
-        if waiting and time.monotonic() - noticed > NOTICE_SECONDS:
-            say(f"waiting for rank {names} of {launch.size}")
-            noticed = time.monotonic()
-        time.sleep(0.01)
-    return dist.PrefixStore(mine, store), [seen[rank][1] for rank in range(launch.size)]
-
-
-def _follow(launch: Launch, store: dist.Store, mine: str, timeout: timedelta) -> tuple[dist.Store, list[str]]:
-    """Wait for rank 0's answer."""
-    end = time.monotonic() + timeout.total_seconds()
-    while time.monotonic() < end:
-        if store.check(["seen"]):
-            first, seen = json.loads(store.get("seen"))
-            if len(seen) == launch.size and seen[launch.rank][0] == mine:
-                store.set(f"confirmed/{first}/{launch.rank}/{mine}", "1")
-                return dist.PrefixStore(first, store), [host for _, host in seen]
-        time.sleep(0.01)
-    raise ValueError(
-        f"rank {launch.rank} on {launch.host} has waited {timeout.total_seconds():.0f} s for the others to arrive"
-    )
 
 
 def _watch(launch: Launch, store: dist.Store, hosts: list[str], timeout: timedelta, program: str) -> Watch:

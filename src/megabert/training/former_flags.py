@@ -45,6 +45,11 @@ class PassedFlags:
     tensorboard_queue_size: int | None = _former("events are always flushed at each checkpoint")  # type: ignore[assignment]
     timing_log_level: int | None = _former("seconds per step are always written")  # type: ignore[assignment]
     bert_embedder_type: str | None = _former("of retrieval only")  # type: ignore[assignment]
+    contiguous_buffers_in_local_ddp: bool | None = _former("gradients are always reduced in buckets")
+    scatter_gather_tensors_in_pipeline: bool | None = _former("speed of messages between stages")
+    async_tensor_model_parallel_allreduce: bool | None = _former("speed of messages between tensor ranks")
+    lazy_mpu_init: bool | None = _former("processes always meet before the model is made")
+    empty_unused_memory_level: int | None = _former("PyTorch keeps the memory of tensors that are gone")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,23 +51,39 @@ class Launch:
 def launched(environment: Mapping[str, str]) -> Launch | None:
     """What the environment says; None when this process was started alone.
 
-    torchrun's variables win, then SLURM's (of `srun`), then MPI's. MASTER_ADDR and MASTER_PORT are heeded everywhere.
+    torchrun's variables win, then MPI's, then SLURM's: MPI's own processes may have been started by `srun`.
+    MASTER_ADDR and MASTER_PORT are heeded everywhere.
 
     Raises:
-        ValueError: a variable is missing or is no number; it is named.
+        ValueError: a variable is missing or is no number, or they contradict each other; they are named.
     """
+    names = next((names for names in _MPI if names[0] in environment and names[1] in environment), None)
+    slurm = "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment
     if "RANK" in environment and "WORLD_SIZE" in environment:
         launch = _of_torchrun(environment)
-    elif "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
+    elif names is not None and not (slurm and _same(environment, names)):
+        launch = _of_mpi(environment, names)
+    elif slurm or "SLURM_PROCID" in environment:
         launch = _of_slurm(environment)
     else:
-        names = next((names for names in _MPI if names[0] in environment and names[1] in environment), None)
-        launch = None if names is None else _of_mpi(environment, names)
-    if launch is None or launch.size == 1:
-        return None
-    if not 0 <= launch.rank < launch.size:
-        raise ValueError(f"rank {launch.rank} of {launch.size} processes, as {launch.by} says, is impossible")
-    return launch
+        _refuse_half(environment)
+        launch = None
+    return None if launch is None or launch.size == 1 else launch
+
+
+def _same(environment: Mapping[str, str], names: tuple[str, ...]) -> bool:
+    """Whether SLURM says of this process what MPI says: then `srun` has set both, and SLURM tells the machines too."""
+    said = (environment["SLURM_PROCID"], environment["SLURM_STEP_NUM_TASKS"])
+    return (environment[names[0]], environment[names[1]]) == said
+
+
+def _refuse_half(environment: Mapping[str, str]) -> None:
+    for here, missing in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+        if here in environment and (here == "RANK" or environment[here].strip() != "1"):
+            raise ValueError(
+                f"{here} is {environment[here]!r}, but {missing} is not set: of many processes each needs both, with "
+                f"MASTER_ADDR (torchrun sets them); for one process alone, unset {here}"
+            )
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
@@ -79,11 +95,20 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     return int(text)
 
 
+def _rank_and_size(environment: Mapping[str, str], rank_name: str, size_name: str) -> tuple[int, int]:
+    rank, size = _number(environment, rank_name), _number(environment, size_name)
+    if rank >= size:
+        raise ValueError(
+            f"{rank_name} is {rank}, but {size_name} is {size}: it must be a number from 0 to {max(0, size - 1)}, "
+            "another one in each process; the launcher (torchrun, srun, mpirun) sets both"
+        )
+    return rank, size
+
+
 def _of_torchrun(environment: Mapping[str, str]) -> Launch:
-    size = _number(environment, "WORLD_SIZE")
+    rank, size = _rank_and_size(environment, "RANK", "WORLD_SIZE")
     if size > 1 and "MASTER_ADDR" not in environment:
         raise ValueError("RANK and WORLD_SIZE are set, but MASTER_ADDR, where rank 0 listens, is not")
-    rank = _number(environment, "RANK")
     return Launch(
         rank, size, _number(environment, "LOCAL_RANK", 0), environment.get("MASTER_ADDR", "127.0.0.1"),
         _number(environment, "MASTER_PORT", DEFAULT_PORT), "torchrun",
@@ -91,22 +116,34 @@ def _of_torchrun(environment: Mapping[str, str]) -> Launch:
     )  # fmt: skip
 
 
-def _of_slurm(environment: Mapping[str, str]) -> Launch:
-    size = _number(environment, "SLURM_STEP_NUM_TASKS")
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
-    address = environment.get("MASTER_ADDR") or first_node(nodes)
+def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
+    """A task of `srun`; None for the batch script of a job of one task, or for no job."""
+    name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+    if name not in environment and environment["SLURM_PROCID"].strip() == "0":
+        return None
+    tasks = _number(environment, name)
+    # A batch script is its job's task 0, and so is the first process of a step that hides srun's variables.
+    if name == "SLURM_NTASKS" and "SLURM_STEP_ID" not in environment and tasks > 1:
+        raise ValueError(
+            f"SLURM's job has {tasks} tasks (SLURM_NTASKS), but srun's SLURM_STEP_NUM_TASKS is not set in this one: "
+            "begin the command with srun, which must hand its variables on, or torchrun; for one process alone, with "
+            "SLURM_NTASKS=1"
+        )
+    rank, size = _rank_and_size(environment, "SLURM_PROCID", name)
+    nodes = next((key for key in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST") if environment.get(key)), "")
+    address = environment.get("MASTER_ADDR") or (first_node(environment[nodes], nodes) if nodes and size > 1 else "")
     if size > 1 and not address:
         raise ValueError("SLURM names no machine in SLURM_STEP_NODELIST; set MASTER_ADDR to the one of task 0")
     # Two jobs on one machine must not meet: the port follows the job's number.
     port = DEFAULT_PORT + _number(environment, "SLURM_JOB_ID", 0) % 10_000
     return Launch(
-        _number(environment, "SLURM_PROCID"), size, _number(environment, "SLURM_LOCALID", 0), address,
+        rank, size, _number(environment, "SLURM_LOCALID", 0), address,
         _number(environment, "MASTER_PORT", port), "SLURM", _number(environment, "SLURM_RESTART_COUNT", 0),
     )  # fmt: skip
 
 
 def _of_mpi(environment: Mapping[str, str], names: tuple[str, str, str, str]) -> Launch:
-    rank, size = _number(environment, names[0]), _number(environment, names[1])
+    rank, size = _rank_and_size(environment, names[0], names[1])
     local_size = _number(environment, names[3], 0)
     address = environment.get("MASTER_ADDR", "127.0.0.1" if local_size == size else "")
     if size > 1 and not address:
@@ -115,12 +152,22 @@ def _of_mpi(environment: Mapping[str, str], names: tuple[str, str, str, str]) ->
     return Launch(rank, size, _number(environment, names[2], 0), address, port, "MPI")
 
 
-def first_node(nodes: str) -> str:
-    """The first machine of a SLURM list: `gpu[007-012,20],big1` -> `gpu007`."""
-    head = re.match(r"([^,\[\s]+)(?:\[([^\],-]+)[^\]]*\]([^,\[\s]*))?", nodes.strip())
-    if head is None:
-        return ""
-    return head[1] + (head[2] or "") + (head[3] or "")
+def first_node(nodes: str, name: str = "SLURM_STEP_NODELIST") -> str:
+    """The first machine of a SLURM list: `gpu[007-012,20],big1` -> `gpu007`.
+
+    Args:
+        name: of the variable that the list comes from.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    first = re.match(r"(?:[^,\[\]\s]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+(?=,|$)", nodes.strip())
+    if first is None:
+        raise ValueError(
+            f"{name} is {nodes!r}, which is no list of machines such as node[01-04],big1: set MASTER_ADDR to the "
+            "machine of task 0"
+        )
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0])
 
 
 def chosen_device(name: str, local_rank: int = 0) -> torch.device:

@@ -76,20 +76,6 @@ def digest(path: Path, *, sync: bool = False) -> dict[str, Any]:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": found}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"{path} is damaged: {path.stat().st_size:,} bytes are too many for this file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} is not a whole checkpoint: {path.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: a JSON object is needed")
-    return value
-
-
 def verify(folder: Path, *, part: int = 0, parts: int = 1) -> None:
     """Compare the files of a checkpoint with their sizes and SHA-256.
 
@@ -99,7 +85,7 @@ def verify(folder: Path, *, part: int = 0, parts: int = 1) -> None:
     Raises:
         ValueError: a file is missing, cut off or changed; it is named.
     """
-    sums = _read_json(folder / SUMS)
+    sums = runtime.read_object(folder / SUMS, kind="whole checkpoint", largest=_LARGEST_JSON)
     if set(sums) != set(_FILES) and not (
         {INDEX, STATE} <= set(sums) and all(name in (INDEX, STATE) or _SHARD.fullmatch(name) for name in sums)
     ):
@@ -120,7 +106,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is missing, damaged, or of a version that is not known here.
     """
-    content = _read_json(folder / STATE)
+    content = runtime.read_object(folder / STATE, kind="whole checkpoint", largest=_LARGEST_JSON)
     if content.get("version") != 1:
         raise ValueError(f"{folder}: version {content.get('version')!r} of the checkpoint is not known; 1 is")
     return content

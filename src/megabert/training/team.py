@@ -157,6 +157,7 @@ class ManyProcesses:
             latest = found.named("latest")
             return f" (newest checkpoint: {latest}; the same command goes on from it)" if latest else ""
 
-        if self.world.watch.hub is not None:
-            self.world.watch.hub.advice = advice
+        for speaker in (self.world.watch.hub, self.world.watch):
+            if speaker is not None:
+                speaker.advice = advice
         return found

@@ -213,6 +213,9 @@ class Watch:
     Args:
         address: host and port of the hub.
         leave: ends this process when the job ends; replaced in tests.
+
+    Attributes:
+        advice: as the hub's, for the line about the loss of rank 0.
     """
 
     def __init__(
@@ -221,6 +224,7 @@ class Watch:
     ):  # fmt: skip
         self.rank = rank
         self.hub = hub
+        self.advice: Callable[[], str] = str
         self._first_host = first_host
         self._leave = leave
         self._status: int | None = None
@@ -265,6 +269,7 @@ class Watch:
             if self.rank == 1:
                 _shout(
                     f"megabert: error: rank 0 on {self._first_host} is gone: it was killed, or crashed; the job ends"
+                    f"{self.advice()}"
                 )
         self._ended.set()
         if not self._failing:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 SUMMARY = "teach a pretrained encoder a task: questions, classes, entities, GLUE"
 
 
+EPOCHS = 3
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, ParallelOptions):
     """The command."""
@@ -90,7 +93,11 @@ class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, Para
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train; auto takes a GPU when there is one")
     batch_size: int = other_default(BatchOptions, "batch_size", 32)
-    epochs: int | None = other_default(BatchOptions, "epochs", 3)
+    epochs: int | None = option(
+        None, f"length of the run in passes over the training examples; left out, {EPOCHS}, unless --train-iters or "
+        "--train-samples says the length; with --train-iters N the run has N updates in each of them", example="5",
+        minimum=1,
+    )  # fmt: skip
     lr: float = other_default(OptimizerOptions, "lr", 5e-5)
     warmup: float = other_default(OptimizerOptions, "warmup", 0.1)
     log_interval: int = other_default(RunOptions, "log_interval", 50)
@@ -100,37 +107,46 @@ class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, Para
     num_workers: int = other_default(BatchOptions, "num_workers", 0)
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> Path:
     """Train with each seed and tell the scores.
+
+    Returns:
+        The run folder, the same on all processes; what is in it is written.
 
     Raises:
         ValueError, OSError: as told by the part that found it.
     """
     _check(config)
+    if config.epochs is None and config.train_iters is None and config.train_samples is None:
+        config = dataclasses.replace(config, epochs=EPOCHS)
     from megabert.serving.crew import joined
 
     with joined(config, os.environ, config.device) as (world, device):
-        _run_all(config, world, device)
+        folder = _run_all(config, world, device)
+        if world is not None:
+            world.gather("")  # the first process writes
+        return folder
 
 
-def _run_all(config: Config, world: World | None, device: torch.device) -> None:
-    """Each seed, one after the other."""
+def _run_all(config: Config, world: World | None, device: torch.device) -> Path:
+    """Each seed, one after the other; the run folder."""
     folder = config.save or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}"
     if world is not None:
         folder = Path(world.gather(str(folder))[0])
     if config.seeds == 1:
         _run_one(dataclasses.replace(config, save=folder), folder, world, device)
-        return
+        return folder
     found = []
     for seed in range(config.seed, config.seed + config.seeds):
         place = folder / f"seed-{seed}"
         print(f"seed {seed}", flush=True)
         scores = _run_one(dataclasses.replace(config, save=place, seed=seed, seeds=1), place, world, device)
         if scores is None:
-            return  # stopped; the same command goes on
+            return folder  # stopped; the same command goes on
         found.append(scores)
     if world is None or world.rank == 0:
         summarise(config, found, folder)
+    return folder
 
 
 def _check(config: Config) -> None:

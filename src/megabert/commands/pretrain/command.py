@@ -79,6 +79,7 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     _check_folder(config, folder)
 
     from megabert.models.bert.config import check_kernel
+    from megabert.parallel.mesh import remarks
     from megabert.training import resume
     from megabert.training.launch import chosen_device
     from megabert.training.loop import Trainer
@@ -109,7 +110,7 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
         model, objective, sets.train, sets.valid, config, folder=folder, device=device, identity=identity,
         stack=stack_for(config, layout), train_step=step, team=team,
     )  # fmt: skip
-    for line in described:
+    for line in (*described, *remarks(config, layout, world.hosts if world else ())):
         print(line, flush=True)
     outcome = trainer.fit(accepted=partial(_write_settings, config, tokenizer, folder))
     if outcome.step and not trainer.progress.learned:

@@ -12,24 +12,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megabert.compat.nemo.conversation import (
+        IntentSlotClassificationModel,
+        PunctuationCapitalizationModel,
+        ZeroShotIntentModel,
+    )
     from megabert.compat.nemo.models import GLUEModel, QAModel, TextClassificationModel, TokenClassificationModel
     from megabert.compat.nemo.settings import Settings, load_config
     from megabert.compat.nemo.trainer import NLPDDPPlugin, NLPDDPStrategy, Trainer, exp_manager
 
 __all__ = [
     "GLUEModel",
+    "IntentSlotClassificationModel",
     "NLPDDPPlugin",
     "NLPDDPStrategy",
+    "PunctuationCapitalizationModel",
     "QAModel",
     "Settings",
     "TextClassificationModel",
     "TokenClassificationModel",
     "Trainer",
+    "ZeroShotIntentModel",
     "exp_manager",
     "load_config",
 ]
 _PLACES = {"Settings": "settings", "load_config": "settings", "GLUEModel": "models", "QAModel": "models",
-           "TextClassificationModel": "models", "TokenClassificationModel": "models"}  # fmt: skip
+           "TextClassificationModel": "models", "TokenClassificationModel": "models",
+           "IntentSlotClassificationModel": "conversation",
+           "PunctuationCapitalizationModel": "conversation", "ZeroShotIntentModel": "conversation"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

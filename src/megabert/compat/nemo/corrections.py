@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 
 _FILES = {"question_answering_squad": "file", "text_classification_with_bert": "file_path",
-          "token_classification_train": "text_file", "glue_benchmark": "ds_item"}  # fmt: skip
+          "token_classification_train": "text_file", "glue_benchmark": "ds_item",
+          "intent_slot_classification": "prefix", "punctuation_capitalization_train": "text_file",
+          "zero_shot_intent_train": "file_name"}  # fmt: skip
 _FLAGS = {
     "--bert_config": "model.language_model.config_file",
     "--bert_checkpoint": "model.language_model.lm_checkpoint",
@@ -49,7 +51,7 @@ def corrected(arguments: Sequence[str], script: str) -> tuple[list[str], list[st
         name, _, value = argument.partition("=")
         if group and not group[3].startswith(("{", "$")):
             found.append(f"model.{group[2]}.{key}={group[3]}")
-        elif name in _RENAMED:
+        elif name in _RENAMED and _RENAMED[name].format(file=key) != name:
             found.append(f"{_RENAMED[name].format(file=key)}={value}")
         else:
             found.append(argument)

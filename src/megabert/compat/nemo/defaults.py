@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from megabert.compat.nemo.settings import Settings
+from megabert.parallel.options import ParallelOptions
 
 WANTED = "???"
 """A setting without a default: the user gives it."""
+
+LAYOUT = tuple(field.name for field in dataclasses.fields(ParallelOptions) if not field.metadata["hidden"])
+"""Flags of `megabert finetune` for many processes; they are settings below `model`, where later versions of NeMo had
+`tensor_model_parallel_size` and its like. None: the checkpoint and the launcher decide."""
 
 _EXPERIMENT = {
     "explicit_log_dir": None, "exp_dir": None, "version": None, "use_datetime_version": True, "resume_if_exists": False,
@@ -43,6 +49,7 @@ def _optimizer(name: str, rate: float, decay: float, schedule: str, warmup: floa
 
 def _encoder() -> dict[str, Any]:
     return {
+        **dict.fromkeys(LAYOUT),
         "tokenizer": {"tokenizer_name": "${model.language_model.pretrained_model_name}", "vocab_file": None,
                       "tokenizer_model": None, "special_tokens": None},
         "language_model": {"pretrained_model_name": "bert-base-uncased", "lm_checkpoint": None, "config_file": None,
@@ -134,4 +141,60 @@ def glue() -> Settings:
             "optim": _optimizer("adam", 5e-5, 0.0, "WarmupAnnealing", 0.1),
         },
         exp_manager={**_EXPERIMENT, "name": "glue"},
+    )  # fmt: skip
+
+
+def intent_slot() -> Settings:
+    """Of `intent_slot_classification_config.yaml`."""
+    encoder = _encoder()
+    encoder["language_model"]["max_seq_length"] = 50
+    return Settings(
+        trainer=_trainer(50, 32, "O0"),
+        model={
+            **encoder, "nemo_path": None, "data_dir": WANTED, "class_balancing": None, "intent_loss_weight": 0.6,
+            "class_labels": {"intent_labels_file": "intent_labels.csv", "slot_labels_file": "slot_labels.csv"},
+            "pad_label": -1, "ignore_extra_tokens": False, "ignore_start_end": True,
+            **_sets(32, prefix=("train", "test", "test")),
+            "head": {"num_output_layers": 2, "fc_dropout": 0.1},
+            "optim": _optimizer("adam", 2e-5, 0.01, "WarmupAnnealing", 0.1),
+        },
+        exp_manager={**_EXPERIMENT, "name": "IntentSlot"},
+    )  # fmt: skip
+
+
+def punctuation() -> Settings:
+    """Of `punctuation_capitalization_config.yaml`, version 1.0."""
+    texts = ("text_train.txt", "text_dev.txt", "text_dev.txt")
+    labels = ("labels_train.txt", "labels_dev.txt", "labels_dev.txt")
+    return Settings(
+        pretrained_model=None, trainer=_trainer(3, 16, "O0"),
+        model={
+            **_encoder(), "nemo_path": None, "punct_label_ids": None, "capit_label_ids": None,
+            "class_labels": {"punct_labels_file": "punct_label_ids.csv", "capit_labels_file": "capit_label_ids.csv"},
+            "dataset": _of_set(data_dir=WANTED, max_seq_length=128, pad_label="O", ignore_extra_tokens=False,
+                               ignore_start_end=False, use_cache=True),
+            **_sets(64, text_file=texts, labels_file=labels),
+            "punct_head": {"punct_num_fc_layers": 1, "fc_dropout": 0.1, "activation": "relu",
+                           "use_transformer_init": True},
+            "capit_head": {"capit_num_fc_layers": 1, "fc_dropout": 0.1, "activation": "relu",
+                           "use_transformer_init": True},
+            "optim": _optimizer("adam", 1e-4, 0.0, "WarmupAnnealing", 0.1),
+        },
+        exp_manager={**_EXPERIMENT, "name": "Punctuation_and_Capitalization"},
+    )  # fmt: skip
+
+
+def zero_shot() -> Settings:
+    """Of `zero_shot_intent_config.yaml`."""
+    return Settings(
+        pretrained_model=None, trainer=_trainer(1, 16, "O0"),
+        model={
+            **_encoder(), "nemo_path": None,
+            "dataset": _of_set(data_dir=WANTED, sentence_1_column=8, sentence_2_column=9, label_column=-1,
+                               class_balancing=None, num_classes=3, max_seq_length=128, do_lower_case=True,
+                               use_cache=True),
+            **_sets(64, file_name=("train.tsv", "dev_matched.tsv", None)),
+            "optim": _optimizer("adam", 5e-5, 0.0, "WarmupAnnealing", 0.1),
+        },
+        exp_manager={**_EXPERIMENT, "name": "ZeroShotIntent"},
     )  # fmt: skip

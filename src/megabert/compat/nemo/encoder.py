@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,10 +49,12 @@ def encoder_of(tree: Settings, read: set[str], notices: list[str], folder: Path)
 def _written(config: Any, folder: Path) -> Path:
     if not isinstance(config, Mapping) or not set(config) >= {"num_attention_heads"}:
         raise ValueError(f"model.language_model.config: {', '.join(sorted(_SIZES))} are needed")
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "language_model_config.json"
+    text = json.dumps(config, indent=2) + "\n"
+    # Beside the run folders: processes that were started together may still name these differently.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.parent / f"language_model_config-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
     with runtime.atomic_write(file) as out:
-        out.write(json.dumps(config, indent=2) + "\n")
+        out.write(text)
     return file
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from megabert.compat.nemo.defaults import LAYOUT
 from megabert.compat.nemo.settings import Settings, load_config, plain
 from megabert.compat.nemo.tasks import CHOICES, RESULTS
 from megabert.compat.nemo.translate import said, translated
@@ -71,13 +72,14 @@ class TaskModel:
             return told  # type: ignore[return-value]
         device = chosen_device("auto") if map_location is None else map_location
         taught = FineTuned.from_path(path, device=device)
-        if taught.task.head != CHOICES[cls.script].head:
+        choice = CHOICES[cls.script]
+        if taught.task.head != choice.head or choice.task not in ("", taught.task.name):
             raise ValueError(f"{restore_path} was taught {taught.task.name}, which is not what a {cls.__name__} does")
-        script = CHOICES[cls.script].defaults()
+        script = choice.defaults()
         known = {name for name, _ in script.leaves()}
         model = cls({}, trainer)
         for name, value in told.leaves("model."):
-            if name in known and not name.startswith(_GROUPS):
+            if name in known and not name.startswith(_GROUPS) and name.removeprefix("model.") not in LAYOUT:
                 model.cfg.put(name.removeprefix("model."), value)
         if override_config_path is not None:
             one = isinstance(override_config_path, Mapping)
@@ -137,9 +139,8 @@ class TaskModel:
         run = translated(tree, script, choice.values(tree), start=self.start)
         if trainer.is_global_zero:
             print(*said(run.notices), sep="\n", end="\n" if run.notices else "", flush=True)
-        finetune.run(run.config)
-        assert run.config.save is not None
-        self.start = run.config.save / "model"
+        # Of several processes each has named a folder by its own clock, and they agree on one.
+        self.start = finetune.run(run.config) / "model"
         self.taught = FineTuned.from_path(self.start, device=chosen_device(run.config.device))
 
     def score(self, group: str, prefix: str, *, aloud: bool = True) -> dict[str, float]:
@@ -189,6 +190,11 @@ class TaskModel:
         layout = Layout(tensor=tensor_model_parallel_size, generation=generation)  # type: ignore[arg-type]
         checkpoint, place = open_checkpoint(self.start, optimizer=False), Path(save_path).expanduser()
         save_checkpoint(checkpoint, place, format="nemo", overwrite=True, layout=layout)
+
+    def _asked(self, queries: Sequence[str]) -> list[dict[str, Any]]:
+        """What is said about texts."""
+        model = self._answering()
+        return model.answer(model.task.asked([(text,) for text in queries], "queries")).predictions
 
     def _answering(self) -> FineTuned:
         if self.taught is None:
@@ -245,9 +251,8 @@ class TextClassificationModel(TaskModel):
         Args:
             batch_size, max_seq_length: accepted; the model knows how long its texts may be.
         """
-        model = self._answering()
-        predictions = model.answer(model.task.asked([(text,) for text in queries], "queries")).predictions
-        return [model.task.labels.index(one["label"]) for one in predictions]
+        labels = self._answering().task.labels
+        return [labels.index(one["label"]) for one in self._asked(queries)]
 
 
 class TokenClassificationModel(TaskModel):
@@ -269,12 +274,11 @@ class TokenClassificationModel(TaskModel):
             batch_size: accepted.
             output_file: written with a text a line.
         """
-        model = self._answering()
         if isinstance(queries, str | Path):
             queries = Path(queries).read_text(encoding="utf-8").splitlines()
         texts = [" ".join(text.split()) for text in queries]
         found = []
-        for one in model.answer(model.task.asked([(text,) for text in texts], "queries")).predictions:
+        for one in self._asked(texts):
             text, parts, at = one["text"], [], 0
             for word in _labelled_words(one):
                 parts += [text[at : word[0]], f"[{word[1]}]"]
@@ -283,6 +287,21 @@ class TokenClassificationModel(TaskModel):
         if output_file is not None:
             Path(output_file).write_text("".join(f"{text}\n" for text in found), encoding="utf-8")
         return found
+
+    def evaluate_from_file(
+        self, output_dir: str | Path, text_file: str | Path, labels_file: str | Path | None = None,
+        add_confusion_matrix: bool = False, normalize_confusion_matrix: bool = True, batch_size: int = 1,
+    ) -> None:  # fmt: skip
+        """Write labels and predictions of a file's words, and perhaps a picture, as `word_evaluation.evaluate`.
+
+        Args:
+            batch_size: accepted.
+        """
+        from megabert.compat.nemo import word_evaluation
+
+        labels = None if labels_file is None else Path(labels_file)
+        word_evaluation.evaluate(self._answering(), Path(output_dir), Path(text_file), labels,
+                                 confusion=add_confusion_matrix, normalised=normalize_confusion_matrix)  # fmt: skip
 
 
 def _labelled_words(prediction: Mapping[str, Any]) -> list[tuple[int, str]]:

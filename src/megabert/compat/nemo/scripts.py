@@ -15,6 +15,11 @@ from pathlib import Path
 
 from megabert import cli, runtime
 from megabert.compat.nemo import former
+from megabert.compat.nemo.conversation import (
+    IntentSlotClassificationModel,
+    PunctuationCapitalizationModel,
+    ZeroShotIntentModel,
+)
 from megabert.compat.nemo.corrections import corrected
 from megabert.compat.nemo.models import (
     GLUEModel,
@@ -25,13 +30,14 @@ from megabert.compat.nemo.models import (
 )
 from megabert.compat.nemo.settings import Settings, load_config, overridden
 from megabert.compat.nemo.tasks import CHOICES
-from megabert.compat.nemo.trainer import NLPDDPPlugin, Trainer, exp_manager
+from megabert.compat.nemo.trainer import NLPDDPPlugin, Trainer, exp_manager, place
 from megabert.compat.nemo.translate import said
 from megabert.config import nearest
 
 _FIRST_QUESTIONS = 5
 _CONFIGS = {"question_answering_squad_config", "text_classification_config", "token_classification_config",
-            "glue_benchmark_config"}  # fmt: skip
+            "glue_benchmark_config", "intent_slot_classification_config", "punctuation_capitalization_config",
+            "zero_shot_intent_config"}  # fmt: skip
 
 
 def _fit(model_class: type[TaskModel], tree: Settings) -> TaskModel:
@@ -63,7 +69,7 @@ def _fit(model_class: type[TaskModel], tree: Settings) -> TaskModel:
 def _question_answering(tree: Settings) -> None:
     model = _fit(QAModel, tree)
     file = CHOICES[model.script].file_of(tree, "validation_ds")
-    if file is not None and isinstance(model, QAModel):
+    if file is not None and isinstance(model, QAModel) and place()[0] == 0:
         for question, answer in model.inference(file, num_samples=_FIRST_QUESTIONS)[0].values():
             print(f"question: {question}\nanswer: {answer}")
 
@@ -71,7 +77,7 @@ def _question_answering(tree: Settings) -> None:
 def _text_classification(tree: Settings) -> None:
     model = _fit(TextClassificationModel, tree)
     samples = tree.find("model.infer_samples") or []
-    if samples and isinstance(model, TextClassificationModel):
+    if samples and isinstance(model, TextClassificationModel) and place()[0] == 0:
         for sample, number in zip(samples, model.classifytext(samples), strict=True):
             print(f"query: {sample}\npredicted label: {number}")
 
@@ -82,6 +88,13 @@ def _token_classification(tree: Settings) -> None:
 
 def _glue(tree: Settings) -> None:
     _fit(GLUEModel, tree.merged({"exp_manager": {"name": tree.model.task_name}}))
+
+
+def _trained(model_class: type[TaskModel]) -> Callable[[Settings], None]:
+    def run(tree: Settings) -> None:
+        _fit(model_class, tree)
+
+    return run
 
 
 def _tested(model_class: type[TaskModel], key: str) -> Callable[[Settings], None]:
@@ -108,6 +121,12 @@ SCRIPTS: Mapping[str, tuple[str, Callable[[Settings], None]]] = {
     "token_classification_evaluate": (
         "token_classification_train", _tested(TokenClassificationModel, "pretrained_model")),
     "glue_benchmark": ("glue_benchmark", _glue),
+    "intent_slot_classification": ("intent_slot_classification", _trained(IntentSlotClassificationModel)),
+    "punctuation_capitalization_train": (
+        "punctuation_capitalization_train", _trained(PunctuationCapitalizationModel)),
+    "punctuation_capitalization_evaluate": (
+        "punctuation_capitalization_train", _tested(PunctuationCapitalizationModel, "pretrained_model")),
+    "zero_shot_intent_train": ("zero_shot_intent_train", _trained(ZeroShotIntentModel)),
 }  # fmt: skip
 """NeMo's script -> (whose settings it has, what it does)."""
 
@@ -138,7 +157,7 @@ def _guarded(given: list[str], script: str | None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return cli.fail(program, error)
+        return cli.fail(program, error) if cli.has_the_word() else cli.TERMINATED
     except runtime.Terminated:
         print(f"{program}: ended by SIGTERM", file=sys.stderr)
         return cli.TERMINATED
@@ -167,7 +186,7 @@ def _run(script: str, arguments: list[str]) -> None:
     if path is not None or (name is not None and name not in _CONFIGS):
         tree = tree.merged(load_config(_config_file(path, name)))
     tree, _ = overridden(tree, arguments)
-    for line in said(notices):
+    for line in said(notices) if place()[0] == 0 else ():
         print(line)
     job(tree.resolved())
 
@@ -205,7 +224,7 @@ def _config_file(path: str | None, name: str | None) -> Path:
 def _former(tree: Settings, arguments: list[str]) -> None:
     """A command line of 0.x."""
     asked = former.read(arguments)
-    for line in said(asked.notices):
+    for line in said(asked.notices) if place()[0] == 0 else ():
         print(line)
     if asked.mode in ("train", "train_eval"):
         tree, _ = overridden(tree, asked.overrides)
@@ -216,5 +235,7 @@ def _former(tree: Settings, arguments: list[str]) -> None:
     if asked.mode == "eval":
         model.setup_test_data({"file": str(asked.file)})
         Trainer().test(model, ckpt_path=None)
+    if place()[0]:
+        return
     model.inference(asked.file, output_prediction_file=asked.predictions, output_nbest_file=asked.n_best)
     print(f"written: {asked.predictions}, {asked.n_best}")

@@ -21,6 +21,7 @@ class Choice:
     Attributes:
         defaults: its settings.
         head: the class of the model that it teaches.
+        task: what that is taught, where several tasks have this class.
         values: all settings -> fields of finetune's config, and under `read` the settings that they were made of.
         file_of: all settings and a group of data -> its file; None: none is named.
     """
@@ -29,6 +30,7 @@ class Choice:
     head: str
     values: Callable[[Settings], dict[str, Any]]
     file_of: Callable[[Settings, str], Path | None]
+    task: str = ""
 
 
 def _files(tree: Settings, file_of: Callable[[Settings, str], Path | None], *keys: str) -> dict[str, Any]:
@@ -77,10 +79,10 @@ def _head(tree: Settings, node: str, layers: str, dropout: str, *, plain: bool) 
     return found if plain and count == 1 else {**found, "head_layers": count}
 
 
-def _weights(tree: Settings) -> dict[str, Any]:
-    value = tree.find("model.dataset.class_balancing")
+def _weights(tree: Settings, path: str = "model.dataset.class_balancing") -> dict[str, Any]:
+    value = tree.find(path)
     if value not in (None, "weighted_loss"):
-        raise ValueError(f"model.dataset.class_balancing={value} is not known; weighted_loss or null is needed")
+        raise ValueError(f"{path}={value} is not known; weighted_loss or null is needed")
     return {"class_weights": "balanced"} if value else {}
 
 
@@ -161,6 +163,56 @@ def _glue(tree: Settings) -> dict[str, Any]:
     return {**found, "task": str(tree.model.task_name), "max_seq_length": int(tree.model.dataset.max_seq_length)}
 
 
+def _in_folder(key: str, folder: str, ending: str = "") -> Callable[[Settings, str], Path | None]:
+    def file_of(tree: Settings, group: str) -> Path | None:
+        item, place = tree.find(f"model.{group}.{key}"), tree.find(folder)
+        if item in (None, WANTED):
+            return None
+        if place in (None, WANTED):
+            raise ValueError(f"{folder} is missing: give the folder of the data")
+        return Path(place).expanduser() / f"{item}{ending}"
+
+    return file_of
+
+
+_utterances_file = _in_folder("prefix", "model.data_dir", ".tsv")
+_inference_file = _in_folder("file_name", "model.dataset.data_dir")
+
+
+def _utterances(tree: Settings) -> dict[str, Any]:
+    found = _files(tree, _utterances_file, "prefix")
+    found["read"] += [f"model.{name}" for name in
+                      ("data_dir", "class_balancing", "intent_loss_weight", "class_labels", "head.fc_dropout",
+                       "language_model.max_seq_length", "pad_label", "ignore_extra_tokens")]  # fmt: skip
+    if found["test_file"] == found["validation_file"]:
+        found["test_file"] = None
+    return {
+        **found, "task": "intent-slot", "max_seq_length": int(tree.find("model.language_model.max_seq_length")),
+        "intent_share": float(tree.model.intent_loss_weight), "head_dropout": float(tree.model.head.fc_dropout),
+        **_weights(tree, "model.class_balancing"),
+    }  # fmt: skip
+
+
+def _marks(tree: Settings) -> dict[str, Any]:
+    found = _files(tree, _words_file, "text_file", "labels_file")
+    found["read"] += [f"model.dataset.{name}" for name in ("data_dir", "max_seq_length", "ignore_extra_tokens")]
+    found["read"] += ["model.class_labels", "pretrained_model", "model.punct_head.fc_dropout"]
+    if found["test_file"] == found["validation_file"]:
+        found["test_file"] = None
+    return {
+        **found, "task": "punctuation", "max_seq_length": int(tree.model.dataset.max_seq_length),
+        "head_dropout": float(tree.model.punct_head.fc_dropout),
+    }  # fmt: skip
+
+
+def _inference(tree: Settings) -> dict[str, Any]:
+    found = _files(tree, _inference_file, "file_name")
+    found["read"] += [f"model.dataset.{name}" for name in ("data_dir", "max_seq_length", "class_balancing")]
+    found["read"] += ["pretrained_model", "model.nemo_path"]
+    return {**found, "task": "mnli", "max_seq_length": int(tree.model.dataset.max_seq_length), **_weights(tree)}
+
+
+_TOKENS = "MegatronBertForTokenClassification"
 _TEXT = "MegatronBertForSequenceClassification"
 CHOICES: Mapping[str, Choice] = {
     "question_answering_squad": Choice(
@@ -168,9 +220,12 @@ CHOICES: Mapping[str, Choice] = {
     ),
     "text_classification_with_bert": Choice(defaults.text_classification, _TEXT, _texts, _file("file_path")),
     "token_classification_train": Choice(
-        defaults.token_classification, "MegatronBertForTokenClassification", _words, _words_file
+        defaults.token_classification, _TOKENS, _words, _words_file, "token-classification"
     ),
     "glue_benchmark": Choice(defaults.glue, _TEXT, _glue, _glue_file),
+    "intent_slot_classification": Choice(defaults.intent_slot, _TOKENS, _utterances, _utterances_file, "intent-slot"),
+    "punctuation_capitalization_train": Choice(defaults.punctuation, _TOKENS, _marks, _words_file, "punctuation"),
+    "zero_shot_intent_train": Choice(defaults.zero_shot, _TEXT, _inference, _inference_file),
 }
 """Script -> what it asks for."""
 
@@ -185,5 +240,16 @@ RESULTS: Mapping[str, Mapping[str, str]] = {
         "entity_recall": "recall",
     },
     "glue_benchmark": {},
+    "intent_slot_classification": {
+        "intent_f1": "nemo_intent_f1",
+        "slot_f1": "nemo_slot_f1",
+        "slot_entity_f1": "slot_f1",
+    },
+    "punctuation_capitalization_train": {
+        f"{kind}_{score}": f"nemo_{kind}_{score}"
+        for kind in ("punct", "capit")
+        for score in ("precision", "recall", "f1")
+    },
+    "zero_shot_intent_train": {},
 }
 """Script -> NeMo's name of a score -> ours."""

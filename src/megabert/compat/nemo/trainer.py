@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from megabert.compat.nemo.models import TaskModel
 
 
+def place() -> tuple[int, int]:
+    """The number of this process among those that were started together, and how many they are."""
+    from megabert.training.launch import launched
+
+    launch = launched(os.environ)
+    return (0, 1) if launch is None else (launch.rank, launch.size)
+
+
 class NLPDDPPlugin:
     """What told Lightning of tensor parallelism; here the checkpoint and torchrun tell it, so this holds nothing."""
 
@@ -52,7 +60,7 @@ class Trainer:
     @property
     def world_size(self) -> int:
         """Processes of this run."""
-        return int(os.environ.get("WORLD_SIZE") or 1)
+        return place()[1]
 
     @property
     def local_rank(self) -> int:
@@ -62,7 +70,7 @@ class Trainer:
     @property
     def is_global_zero(self) -> bool:
         """Whether this is the process that writes."""
-        return not int(os.environ.get("RANK") or 0)
+        return place()[0] == 0
 
     def fit(self, model: TaskModel) -> None:
         """Teach the model on its training data.

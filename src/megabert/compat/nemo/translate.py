@@ -13,10 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megabert import config as configuration
 from megabert.commands import finetune
-from megabert.compat.nemo.defaults import WANTED
+from megabert.compat.nemo.defaults import LAYOUT, WANTED
 from megabert.compat.nemo.encoder import encoder_of, tensor_ranks
 from megabert.compat.nemo.settings import Settings
+from megabert.compat.nemo.trainer import place
+from megabert.parallel.options import ParallelOptions
 
 SCHEDULES = {
     "WarmupAnnealing": "linear", "SquareRootAnnealing": "square-root", "SquareAnnealing": "square",
@@ -73,7 +76,7 @@ def translated(tree: Settings, script: Settings, values: Mapping[str, Any], *, s
         ValueError: a setting that has no counterpart is not at its default, or is missing.
     """
     values = dict(values)
-    read = {"exp_manager.name", *values.pop("read")}
+    read = {"exp_manager.name", *(f"model.{name}" for name in LAYOUT), *values.pop("read")}
     notices: list[str] = []
     folder = run_folder(tree, read)
     found: dict[str, Any] = {"save": folder, **_schedule(tree, read, notices), **_trainer(tree, read, notices)}
@@ -164,16 +167,33 @@ def processes_of(told: Mapping[str, Any]) -> int:
 def _batches(tree: Settings, found: dict[str, Any], notices: list[str]) -> None:
     """Rows of an update: as many as all of NeMo's processes would have taken together."""
     told = tree.get("trainer") or {}
-    ranks, world = tensor_ranks(found["model"]), int(os.environ.get("WORLD_SIZE") or 1)
+    ranks, world = tensor_ranks(found["model"]), place()[1]
     replicas = max(1, processes_of(told) // ranks)
+    layout = _layout(tree)
+    found |= layout
     if world > 1:
-        tensor = ranks if world % ranks == 0 else 1
-        found["tensor_model_parallel_size"] = tensor
-        replicas = world // tensor
+        tensor = found.setdefault("tensor_model_parallel_size", ranks if world % ranks == 0 else 1)
+        replicas = max(1, world // (tensor * layout.get("pipeline_model_parallel_size", 1)))
     elif processes_of(told) > 1:
         notices.append(f"{processes_of(told)} processes are asked for: this one makes the same updates alone; torchrun "
                        f"--nproc-per-node {processes_of(told)} starts as many")  # fmt: skip
     found["global_batch_size"] = found["batch_size"] * replicas * int(told.get("accumulate_grad_batches") or 1)
+
+
+def _layout(tree: Settings) -> dict[str, Any]:
+    """What is said of many processes, read as the flags of that name are.
+
+    Raises:
+        ValueError: a value that the flag does not take.
+    """
+    flags = []
+    told = {name: tree.find(f"model.{name}") for name in LAYOUT}
+    told = {name: value for name, value in told.items() if value is not None}
+    for name, value in told.items():
+        flag = configuration.flag_name(name)
+        flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    found = configuration.parse(ParallelOptions, flags, program="model", description="")
+    return {name: getattr(found, name) for name in told}
 
 
 def _schedule(tree: Settings, read: set[str], notices: list[str]) -> dict[str, Any]:

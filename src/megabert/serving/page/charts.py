@@ -13,7 +13,7 @@ from megabert.serving.page.elements import Safe, tag
 
 WIDTH = 520
 HEIGHT = 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 12, 14, 40
 MOST_POINTS = 400
 
 Points = Sequence[tuple[float, float]]

@@ -20,6 +20,10 @@ from megabert.serving.page.elements import Safe, tag
 from megabert.tasks.base import Prediction, Task
 from megabert.training.sinks import read_lines
 
+_HEADLINES = {"squad": "SQuAD 1.1", "squad2": "SQuAD 2.0", "cola": "CoLA", "chemprot": "ChemProt"}
+_SHORT = 5
+"""Names of so few letters are those of data sets."""
+
 
 def write_report(
     path: Path,
@@ -62,6 +66,13 @@ def write_report(
         file.write(_page(str(told.pop("task", task.name)).replace("-", " "), told, content))
 
 
+def _written(task: str) -> str:
+    """A task's name as a headline: MRPC, SQuAD, Token classification."""
+    if task in _HEADLINES:
+        return _HEADLINES[task]
+    return task.upper() if len(task) <= _SHORT else task[:1].upper() + task[1:]
+
+
 def _page(title: str, facts: Mapping[str, object], content: Sequence[object]) -> str:
     folder = resources.files("megabert.serving.page")
     script, style = (folder.joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
@@ -77,7 +88,7 @@ def _page(title: str, facts: Mapping[str, object], content: Sequence[object]) ->
     )  # fmt: skip
     listed = [tag("div", tag("dt", name), tag("dd", tag("bdi", value))) for name, value in facts.items()]
     body = tag(
-        "body", tag("header", tag("h1", title[:1].upper() + title[1:]), tag("dl", listed)), tag("main", *content),
+        "body", tag("header", tag("h1", _written(title)), tag("dl", listed)), tag("main", *content),
         tag("script", Safe(script)),
     )  # fmt: skip
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"

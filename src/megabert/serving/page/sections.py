@@ -29,6 +29,11 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
+def _of_tile(value: float) -> str:
+    # Per cents stand side by side: 58.00 beside 77.09.
+    return f"{value:.2f}" if 10 <= abs(value) <= 100 else number(value)
+
+
 def tiles(scores: Mapping[str, float], main: str) -> Safe:
     """The scores that count, the one that decides first; all of them in a table."""
     named = {
@@ -38,7 +43,7 @@ def tiles(scores: Mapping[str, float], main: str) -> Safe:
     }
     order = sorted(named, key=lambda name: name != main)
     shown = [
-        tag("div", tag("span", name.replace("_", " "), class_="name"), tag("b", number(named[name])),
+        tag("div", tag("span", name.replace("_", " "), class_="name"), tag("b", _of_tile(named[name])),
             class_="tile main" if name == main else "tile", title=meaning(name))
         for name in order[:8]
     ]  # fmt: skip
