@@ -23,6 +23,7 @@ from megabert.commands import pretrain
 from megabert.compat.megatron.defaults import July2019, March2019, generation_of, said_of
 from megabert.config import flag_name
 from megabert.training.former_flags import JudgedFlags
+from megabert.training.launch import launched
 from megabert.training.options import DEFAULT_UPDATES
 
 PROGRAM = "pretrain_bert.py"
@@ -60,7 +61,8 @@ def run(arguments: Sequence[str]) -> None:
     notices = [said_of(generation, fields), *_notices(config, given)]
     config = dataclasses.replace(config, **dict.fromkeys(_LET_PASS), **_changes(config, generation, fields))
     _meeting_place(os.environ, config.local_rank)
-    if os.environ.get("RANK", "0") == "0":
+    launch = launched(os.environ)
+    if launch is None or launch.rank == 0:
         for line in dict.fromkeys(notices):
             print(f"notice: {line}", flush=True)
     pretrain.run(
