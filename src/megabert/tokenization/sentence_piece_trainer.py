@@ -67,12 +67,13 @@ def train(
 
 
 def write(tokenizer: FastTokenizer, path: Path) -> None:
-    """Write `X.model` and `X.vocab` where `path` is `X` or `X.model`, each in one step."""
+    """Write `X.model` and `X.vocab` where `path` is `X` or `X.model`, each in one step; that is its place then."""
     stem = path.with_name(path.name.removesuffix(".model"))
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".vocab", ".model"):  # whoever sees the model sees the other file, too
         with runtime.atomic_write(stem.with_name(stem.name + suffix), "wb") as file:
             file.write(tokenizer.own_files()[f"tokenizer{suffix}"])
+    tokenizer.place = stem.with_name(stem.name + ".model")
 
 
 def sample(texts: Iterable[str], most: int, on_progress: Callable[[int], None] | None = None) -> list[str]:
