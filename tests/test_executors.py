@@ -120,6 +120,16 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("address", "message"), [("127.0.0.1:1", "refused"), ("somewhere", "HOST:PORT is needed")])
+def test_a_cluster_that_is_not_there_is_one_line(ray, address, message):
+    ray.is_initialized = lambda: False
+    with (
+        pytest.raises(ValueError, match=rf"no Ray cluster at {address} that can be joined: .*{message}"),
+        chosen(ExecutorOptions(executor="ray", ray_address=address), 2),
+    ):
+        pass
+
+
 def test_a_cluster_without_processors_is_said(ray):
     ray.cluster_resources = dict
     with pytest.raises(ValueError, match="no processors"), chosen(ExecutorOptions(executor="ray"), 2):

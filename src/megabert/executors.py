@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from megabert.runtime import Item, MapInOrder, Result
 
 _RETRIES = 5  # of a piece whose worker or node was lost
 _SECONDS_BETWEEN_LOOKS = 5.0
+_SECONDS_TO_REACH = 10.0
 _LEAST_STORE_BYTES = 256 << 20
 _STORE_BYTES_A_WORKER = 64 << 20
 _END = object()
@@ -85,19 +87,30 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
+    named = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        ray.init(address=address or "auto", **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is not None or os.environ.get("RAY_ADDRESS"):
-            where = address or os.environ["RAY_ADDRESS"]
+        if named:
+            _reach(named)
+        ray.init(address=named or "auto", **quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        if named:
             reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"there is no Ray cluster at {where} that can be joined: {reason}") from None
+            raise ValueError(f"there is no Ray cluster at {named} that can be joined: {reason}") from None
         workers = workers or len(os.sched_getaffinity(0))
         store = max(_LEAST_STORE_BYTES, workers * _STORE_BYTES_A_WORKER)
         ray.init(address="local", num_cpus=workers, object_store_memory=store, include_dashboard=False, **quiet)
     finally:
         if in_main_thread:  # Ray's own would end the program without a word and before it has kept what is done
             signal.signal(signal.SIGTERM, before)
+
+
+def _reach(address: str) -> None:
+    """Try an address of the form HOST:PORT at once; Ray itself would try for minutes, and say it in many lines."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_REACH).close()
+    elif address not in ("auto", "local"):
+        raise ValueError("HOST:PORT is needed")
 
 
 class _Cluster:
