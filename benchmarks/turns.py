@@ -82,12 +82,13 @@ class Side:
 
 
 def alternate(
-    sides: Mapping[str, Side], repetitions: int, show: Callable[[int, dict[str, float]], None]
+    sides: Mapping[str, Side], repetitions: int, show: Callable[[int, dict[str, float]], None], *, warming: int = 1
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Let all sides take `repetitions` turns one after the other, after one that is not timed; then end them.
+    """Let all sides take `repetitions` turns one after the other, after some that are not timed; then end them.
 
     Args:
         show: is told the number of each round, from 1 on, and its seconds.
+        warming: turns that are not timed.
 
     Returns:
         Seconds of each side's turns, and what each answered in the first one.
@@ -95,6 +96,9 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     try:
         said = {name: side.turn()[1] for name, side in sides.items()}
+        for _ in range(warming - 1):
+            for side in sides.values():
+                side.turn()
         for number in range(1, repetitions + 1):
             for name, side in sides.items():
                 seconds[name].append(side.turn()[0])
