@@ -32,7 +32,7 @@ fix: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/pretrain.py
+	$(BIN)/python benchmarks/pretrain.py --output bench.json
 
 clean:
 	rm -rf .venv runs .pytest_cache .ruff_cache .import_linter_cache

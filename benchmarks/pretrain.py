@@ -1,12 +1,14 @@
-"""Pretraining speed beside Transformers': one process, the same rows and weights, turn by turn.
+"""Pretraining speed beside Transformers': one run, the same rows, turn by turn.
 
 Ours is the package's own training step (bfloat16 weights, float32 masters). Theirs is `MegatronBertForPreTraining` in a
 plain loop under bfloat16 autocast. Both: fused AdamW, clipping at 1.0, the same dropout, labels at the same places.
 Counted are real tokens, padding is not. The losses of both at the same weights must agree before anything is timed, in
-float32 and in bfloat16. Peak memory is that of a process of its own for each side, which makes the model and a few
-steps and nothing else. Natural documents are packed here and padded there; each sample is in both, masked alike.
+float32 and in bfloat16. Each side has a process of its own, ours set up as `megabert pretrain` sets itself up
+(`runtime.keep_freed_memory`); --equal-memory gives Transformers' process that as well. Peak memory is these processes'.
+Natural documents are packed here and padded there; each sample is in both, masked alike.
 
     python benchmarks/pretrain.py --output bench.json
+    python benchmarks/pretrain.py --table bench.json        # prints the table of an earlier run in Markdown
     python benchmarks/pretrain.py --cases natural --documents wiki.jsonl abstracts.jsonl.gz
 """
 
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,23 +24,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 
 from megabert import MegatronBertForPreTraining, runtime
-from megabert.config import flag_name, option, parse
+from megabert.config import option, parse
 from megabert.models.bert.config import make_config
 from megabert.models.losses import PretrainingObjective
 from megabert.models.options import ModelOptions
 from megabert.training.options import TrainingOptions
 from megabert.training.step import make_step
 from pretraining_rows import Batch, Rows, dense, natural
+from turns import Side, alternate, ratios
 
 VOCABULARY = 30522
 LEARNING_RATE = 1e-4
-MEMORY_STEPS = 3
 SIDES = ("megabert", "transformers")
 
 
@@ -87,10 +88,8 @@ class BenchmarkOptions:
     threads: int = option(0, "CPU threads; 0: what PyTorch chooses", minimum=0)
     seed: int = option(1234, "seed of rows and weights", minimum=0)
     output: Path | None = option(None, "write the result as JSON to this file", example="bench.json")
-    memory_of: Literal["megabert", "transformers"] | None = option(
-        None, "only make some steps of this side, and print the memory of the process in MiB: before, and at its peak"
-    )
-    memory_rows: Path | None = option(None, "with --memory-of: the rows, as this program saves them for itself")
+    equal_memory: bool = option(False, "let Transformers' process keep freed memory too, as ours does")
+    table: Path | None = option(None, "measure nothing: print the table of an earlier --output", example="bench.json")
 
 
 def rows_of(case: Case, options: BenchmarkOptions, count: int) -> Rows:
@@ -201,41 +200,13 @@ def work(case: Case, rows: Rows) -> float:
     return 6 * (case.layers * layer + masked * (case.hidden**2 + case.hidden * rows.vocabulary))
 
 
-def resident_mib() -> float:
-    """The largest memory that this process held so far, in MiB."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not ru_maxrss, which on Linux starts with the size of the process that started this one.
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def measure_memory(options: BenchmarkOptions) -> dict[str, float]:
-    """Make one side's model and three steps in this process, and nothing else."""
-    assert options.memory_rows is not None and options.memory_of is not None
-    batch, vocabulary = torch.load(options.memory_rows, weights_only=True)
-    before = resident_mib()
-    step = step_of(options.memory_of, make_model(options.memory_of, CASES[options.cases[0]], vocabulary, options))
-    seconds(lambda: step(batch), MEMORY_STEPS)
-    return {"before": before, "peak": resident_mib()}
-
-
-def memory_in_a_process(options: BenchmarkOptions, case: str, rows: Rows, side: str) -> dict[str, float]:
-    """`measure_memory` of one side, in a process that has done nothing else.
-
-    Raises:
-        ValueError: the process failed.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.pt"
-        torch.save(((rows.ours if side == "megabert" else rows.theirs)[0], rows.vocabulary), file)
-        command = [sys.executable, __file__, "--memory-of", side, "--memory-rows", str(file), "--cases", case]
-        for name in ("dropout", "threads", "seed"):
-            command += [f"--{flag_name(name)}", str(getattr(options, name))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"measuring the memory of {side} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def prepare(side: str, case: Case, options: BenchmarkOptions, file: Path) -> Callable[[], float]:
+    """In a side's process: what a turn does, all batches of `file` once; it returns the last loss."""
+    if side == "megabert" or options.equal_memory:
+        runtime.keep_freed_memory()
+    rows, vocabulary = torch.load(file, weights_only=True)
+    step = step_of(side, make_model(side, case, vocabulary, options))
+    return lambda: [step(batch) for batch in rows][-1]
 
 
 def compare(name: str, options: BenchmarkOptions) -> dict[str, Any]:
@@ -243,37 +214,36 @@ def compare(name: str, options: BenchmarkOptions) -> dict[str, Any]:
     case = CASES[name]
     print(f"{name}: {case.described()}", flush=True)
     rows = rows_of(case, options, case.steps)
-    memory = {side: memory_in_a_process(options, name, rows, side) for side in SIDES}
-    models = {side: make_model(side, case, rows.vocabulary, options) for side in SIDES}
-    models["transformers"].load_state_dict(models["megabert"].state_dict())
-    start = losses_at_the_start(models["megabert"], models["transformers"], rows)
-    batches = {"megabert": rows.ours, "transformers": rows.theirs}
-    steps = {side: step_of(side, model) for side, model in models.items()}
+    models = [make_model(side, case, rows.vocabulary, options) for side in SIDES]
+    models[1].load_state_dict(models[0].state_dict())
+    start = losses_at_the_start(*models, rows)
+    del models
+    tokens = sum(rows.tokens)
 
-    def turn(side: str) -> float:
-        begin = time.perf_counter()
-        for batch in batches[side]:
-            steps[side](batch)
-        return sum(rows.tokens) / (time.perf_counter() - begin)
+    def show(number: int, seconds: dict[str, float]) -> None:
+        rates = ", ".join(f"{side} {tokens / taken:,.0f}" for side, taken in seconds.items())
+        print(f"  turn {number}: {rates} tokens/s", flush=True)
 
-    for side in SIDES:
-        turn(side)
-    rates: dict[str, list[float]] = {side: [] for side in SIDES}
-    for number in range(options.repetitions):
-        for side in SIDES:
-            rates[side].append(turn(side))
-        print(
-            f"  turn {number + 1}: " + ", ".join(f"{side} {rate[-1]:,.0f}" for side, rate in rates.items()), flush=True
-        )
-    middle = {side: statistics.median(rate) for side, rate in rates.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {}
+        for side, batches in zip(SIDES, (rows.ours, rows.theirs), strict=True):
+            file = Path(folder) / side
+            torch.save((batches, rows.vocabulary), file)
+            sides[side] = Side(prepare, side, case, options, file, threads=torch.get_num_threads())
+        seconds, _ = alternate(sides, options.repetitions, show)
+    middle = {side: tokens / statistics.median(times) for side, times in seconds.items()}
     per_token = work(case, rows) / statistics.mean(rows.tokens)
+    memory = {side: one.peak_mib for side, one in sides.items()}
+    compared = ratios(seconds["megabert"], seconds["transformers"])
+    step_seconds = statistics.median(seconds["megabert"]) / case.steps
     return {
         "case": asdict(case) | {"described": case.described(), "vocabulary": rows.vocabulary},
         "filled": dict(zip(SIDES, rows.filled, strict=True)), "loss_at_start": start,
-        "memory_mib": memory, "memory_ratio": memory["megabert"]["peak"] / memory["transformers"]["peak"],
-        "tokens_per_second": rates, "median": middle, "ratio": middle["megabert"] / middle["transformers"],
-        "ratio_of_each_turn": [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)],
+        "memory_mib": memory, "memory_ratio": memory["megabert"] / memory["transformers"],
+        "tokens_per_second": {side: [tokens / taken for taken in times] for side, times in seconds.items()},
+        "median": middle, "ratio": compared["ratio"], "ratio_of_each_turn": compared["of_each_round"],
         "useful_gflops": {side: rate * per_token / 1e9 for side, rate in middle.items()},
+        "loading_share": None if rows.seconds is None else rows.seconds / step_seconds,
     }  # fmt: skip
 
 
@@ -348,7 +318,7 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
         "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
-        "dropout": options.dropout, "matmul_gflops": matmul_rate(),
+        "dropout": options.dropout, "equal_memory": options.equal_memory, "matmul_gflops": matmul_rate(),
     }  # fmt: skip
     if options.curves:
         return result | {"curves": [loss_curves(name, options) for name in options.cases]}
@@ -368,12 +338,13 @@ def shown(result: dict[str, Any]) -> str:
             lines.append(f"| {one['case']}, {one['steps']} steps | {largest:+.4f} | {max(one['deviations']):.4f} |")
         return "\n".join(lines)
     lines = [
-        f"| {result['threads']} CPU threads; bf16 matrix products {rate:,.0f} GFLOP/s; dropout {result['dropout']} "
+        f"| {result['threads']} CPU threads; bf16 matrix products {rate:,.0f} GFLOP/s; dropout {result['dropout']}"
+        f"{'; freed memory kept on both sides' if result['equal_memory'] else ''} "
         f"| megabert | Transformers {result['transformers']} | ratio |", "|---|---|---|---|",
     ]  # fmt: skip
     for one in result["cases"].values():
         ours, theirs = (one["median"][side] for side in SIDES)
-        turns, memory = one["ratio_of_each_turn"], [one["memory_mib"][side]["peak"] for side in SIDES]
+        turns, memory = one["ratio_of_each_turn"], [one["memory_mib"][side] for side in SIDES]
         lines.append(
             f"| {one['case']['described']} | {ours:,.0f} tokens/s | {theirs:,.0f} tokens/s | **{one['ratio']:.1f}** "
             f"({min(turns):.1f} to {max(turns):.1f}) |"
@@ -383,6 +354,10 @@ def shown(result: dict[str, Any]) -> str:
         fills = [one["filled"][side] for side in SIDES]
         lines.append(f"| its share of the matrix rate; places filled | {useful[0]:.0%}; {fills[0]:.1%} "
                      f"| {useful[1]:.0%}; {fills[1]:.1%} | |")  # fmt: skip
+        if one["loading_share"] is not None:
+            lines.append(
+                f"| its rows are made, without worker processes, in {one['loading_share']:.1%} of a step | | | |"
+            )
     if "start_seconds" in result:
         lines.append(f"| `megabert pretrain` to its first step, data cached | {result['start_seconds']:.1f} s | | |")
     return "\n".join(lines)
@@ -395,13 +370,8 @@ def main() -> int:
         strange = [name for name in options.cases if name not in CASES]
         if strange:
             raise ValueError(f"--cases: {strange[0]} is not one of {', '.join(CASES)}")
-        if options.memory_of is not None:
-            if options.threads:
-                torch.set_num_threads(options.threads)
-            print(json.dumps(measure_memory(options)))
-            return 0
-        result = run(options)
-        if options.output is not None:
+        result = run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
+        if options.output is not None and options.table is None:
             with runtime.atomic_write(options.output) as file:
                 file.write(json.dumps(result, indent=2) + "\n")
     except (ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Rows:
         tokens: real ones, of each batch.
         vocabulary: entries that the word table needs.
         filled: share of places that hold a token, here and there.
+        seconds: that it takes to make one of our batches from indexed data, in one process; None for random words.
     """
 
     ours: list[Batch]
@@ -38,6 +40,7 @@ class Rows:
     tokens: list[int]
     vocabulary: int
     filled: tuple[float, float]
+    seconds: float | None = None
 
 
 def dense(vocabulary: int, length: int, batch: int, count: int, seed: int) -> Rows:
@@ -79,12 +82,16 @@ def natural(documents: tuple[str, ...], vocabulary: int, length: int, batch: int
         named = named_data(settings, cache)
         tokenizer = tokenizer_for(settings, named["train_data"], cache)
         _, sets = indexed_data(settings, named, tokenizer, cache)
+        sets.train[0]  # finds or makes the map of samples, once a run
+        begin = time.perf_counter()
         made = [stacked([sets.train[at * batch + row] for row in range(batch)]) for at in range(count)]
+        taken = time.perf_counter() - begin
     ours = [{key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in rows.items()} for rows in made]
     theirs = [padded(rows, tokenizer.pad_id) for rows in ours]
     tokens = [int((rows["sample_ids"] > 0).sum()) for rows in ours]
     places = [sum(rows["input_ids"].numel() for rows in side) for side in (ours, theirs)]
-    return Rows(ours, theirs, tokens, tokenizer.vocabulary_size, (sum(tokens) / places[0], sum(tokens) / places[1]))
+    filled = (sum(tokens) / places[0], sum(tokens) / places[1])
+    return Rows(ours, theirs, tokens, tokenizer.vocabulary_size, filled, taken / count)
 
 
 def padded(rows: Batch, pad: int) -> Batch:

@@ -25,7 +25,9 @@ def commands() -> list[list[str]]:
 
 
 def test_the_readme_shows_the_main_job():
-    assert [command[0] for command in commands()] == ["pretrain", "predict", "inspect"]
+    assert [command[0] for command in commands()] == [
+        "pretrain", "predict", "inspect", "plan", "finetune", "evaluate", "predict",
+    ]  # fmt: skip
     targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert targets and all(f"\n{target}:" in makefile for target in targets)
@@ -50,7 +52,15 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
         for number in range(60):
             text = f"The patient was given drug {number} for the pain. It helped after {number} days. Nobody knew why."
             file.write(json.dumps({"text": text}) + "\n")
+    for name in ("train", "dev"):
+        lines = [
+            "sentence\tlabel",
+            *(f"drug {number} was {'good' if number % 2 else 'bad'}\t{number % 2}" for number in range(20)),
+        ]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     for command in commands():
+        if command[0] == "plan":
+            continue  # of a large model; tests/commands/test_plan.py plans small ones
         arguments = [*command, *SMALL] if command[0] == "pretrain" else command
         assert cli.main(arguments) == 0, capsys.readouterr().err
     code = next(block for language, block in BLOCKS if language == "python")

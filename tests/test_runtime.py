@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +44,16 @@ def test_sigterm_interrupts_once_it_may(tmp_path):
         reached.append("what is behind it")
     assert reached == ["the end of the block"]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is of glibc")
+def test_freed_memory_is_used_again():
+    """Of 64 MiB that are made, freed and made again, the second time no page is new."""
+    program = (
+        "import resource; from megabert import runtime; kept = runtime.keep_freed_memory(); made = bytearray(1 << 26); "
+        "del made; before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; made = bytearray(1 << 26); "
+        "print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    assert kept == "False" or int(faults) < 1000

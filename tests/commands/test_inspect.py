@@ -7,7 +7,7 @@ import megabert
 from megabert import cli
 from megabert.data.indexed_writer import IndexedWriter
 from megabert.formats import huggingface
-from megabert.tokenization import word_piece
+from megabert.tokenization import opening, word_piece
 from megabert.training.resume import Checkpoints, Snapshot
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s"]
@@ -127,6 +127,20 @@ def test_data_and_another_tokenizer(prefix, tmp_path, capsys):
     word_piece.from_tokens(TOKENS[:5], lower_case=True).save(tmp_path / "small")
     assert cli.main(["inspect", str(prefix), "--tokenizer", str(tmp_path / "small")]) == 2
     assert "is not the one that made the data" in capsys.readouterr().err
+
+
+def test_data_remembers_its_tokenizer(run_folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Hello world\n")
+    tokenizer = tmp_path / "tok"
+    opening.load(run_folder / "model").save(tokenizer)
+    arguments = ["--input", tmp_path / "a.txt", "--output", tmp_path / "out", "--tokenizer", tokenizer]
+    assert cli.main(["tokenize", *map(str, arguments)]) == 0
+    capsys.readouterr()
+    facts = inspect_json(capsys, tmp_path / "out")
+    assert facts["examples"] == ["hello world"] and facts["tokenizer_matches"] is True
+    word_piece.from_tokens([*TOKENS, "more"], lower_case=True).save(tokenizer)  # another one stands there now
+    facts = inspect_json(capsys, tmp_path / "out")
+    assert facts["examples"] == [[5, 6]] and "tokenizer_matches" not in facts
 
 
 def test_damaged_data(prefix, capsys):

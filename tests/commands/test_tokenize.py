@@ -82,3 +82,11 @@ def test_a_language_without_rules_is_said(tmp_path, vocabulary, text, capsys):
     assert run(*arguments, "--lang", "english") == 2
     assert run(*arguments, "--lang", "de") == 0
     assert "rules" not in capsys.readouterr().err
+
+
+def test_a_prefix_whose_files_would_replace_the_text_is_refused(tmp_path, vocabulary, text, capsys):
+    before = text.read_text()
+    named = text.rename(tmp_path / "wiki.json")
+    assert run("--input", named, "--tokenizer", vocabulary, "--output", tmp_path / "wiki", "--workers", 1) == 2
+    assert "would replace the input" in capsys.readouterr().err and named.read_text() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vocab.txt", "wiki.json"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from megabert import cli
+from megabert import config as configuration
 from megabert.commands import pretrain
 from megabert.compat.megatron import pretraining
 from megabert.compat.megatron.scripts import main
@@ -314,3 +317,20 @@ def test_ranks_are_joined_and_cut_anew(tmp_path, monkeypatch, capsys):
     assert "--num-layers: 3, but cut has 2" in capsys.readouterr().err
     assert main(["checkpoint_util", "--model-type", "GPT", "--load-dir", "cut", "--save-dir", "x"]) == 2
     assert not Path("x").exists()
+
+
+def test_the_page_for_those_who_come_from_elsewhere_names_what_is_there():
+    page = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    seen = set()
+    for line in re.findall(r"`((?:torchrun [^`]*)?megabert [a-z-]+ [^`]+)`", page):
+        words = shlex.split(line)
+        verb, *arguments = words[words.index("megabert") + 1 :]
+        module = importlib.import_module(f"megabert.commands.{verb.replace('-', '_')}")
+        configuration.parse(module.Config, arguments, program=line)
+        seen.add(verb)
+    assert seen == {"extract", "pretrain", "tokenize", "data", "convert", "finetune", "predict"}
+    rows = re.findall(r"^\| (`--.*?) \|", page[: page.index("## NeMo")], re.MULTILINE)
+    flags = {flag for row in rows for flag in re.findall(r"--[A-Za-z][\w-]*", row)}
+    assert len(flags) > 40 and all(pretraining._given([flag]) for flag in flags), flags
+    for name in re.findall(r"\b(?:scripts|tools|examples)/[\w/.]*\w", page):
+        assert (ROOT / name).exists(), name

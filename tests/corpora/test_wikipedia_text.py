@@ -20,6 +20,12 @@ PAGES = {
         "It is 5 to 6 km², 5+1/2 miles, 20 km/h, 1 cm, 5.5 km, 1/2, US$5 million, 0.27 €, 1000, 100 m, a 9 lb bag, "
         "2–3 inches.",
     ),
+    "words of a dictionary": (
+        "From {{inh|en|enm|clokke}}, {{der|en|dum|clocke||bell}}, {{der|en|la|clocca|cloccā}}, "
+        "{{m|ine-pro|*klek-||laugh}} (compare {{x}}, {{x}}), {{cog|de|Glocke}}{{bor|en|fr|-}}.",
+        "From clokke, clocke, cloccā, *klek- (compare), Glocke.",
+    ),
+    "a heading never closed": ("Lead.\n== Events\nText.", "Lead.\nEvents\nText."),
     "words of other languages": (
         "See {{lang-fr|La mer}}, {{langx|de|[[Meer]]}}, {{lang|fr|texte={{nowrap|La mer}}}}, {{nihongo|Sea|海|umi}}, "
         "{{m|la|mare}}{{audio|en-us-sea.ogg|Audio}}{{s|archeologia|subacquea}}.",

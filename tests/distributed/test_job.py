@@ -105,7 +105,20 @@ def meet():
             if found.rank == 0:
                 time.sleep(0.5)
         assert time.monotonic() - begin >= 0.4
+        (slow,) = slowed(found, rank=1, times=5)
+        assert slow.startswith(f"{found.named(1)} is a straggler: it multiplies matrices at "), slow
+        assert not slowed(found, rank=1, times=1)
         print("only one speaks")
+
+
+def slowed(found, rank, times):
+    """What is said of the ranks' speeds when one rank's is so many times less than the others' equal ones."""
+    import torch
+
+    from megabert.training import distributed
+
+    distributed._matrix_rate = lambda device: 2e10 / (times if found.rank == rank else 1)
+    return found.slow_ranks(torch.device("cpu"))
 
 
 def test_processes_meet_and_part():

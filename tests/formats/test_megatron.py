@@ -357,6 +357,14 @@ def test_the_first_generations_are_post_layernorm(tmp_path, fused):
     assert found.family == "bert" and found.config["architectures"] == ["BertForPreTraining"]
     made.assert_equal(found.tensors, ours)
     assert found.training["iteration"] == 3
+    assert not any("eleven" in note for note in found.notes)
+    types = "bert.embeddings.token_type_embeddings.weight"
+    eleven = content | {"model" if fused else "sd": {
+        name: torch.zeros(11, 128) if name.endswith(types) else tensor
+        for name, tensor in (theirs if fused else wrapped).items()
+    }}  # fmt: skip
+    torch.save(eleven, tmp_path / "eleven.pt")
+    assert any("two texts are 2 and 3" in note for note in megatron.read(tmp_path / "eleven.pt").notes)
     if not fused:
         answers = verify.logits(found, 40)
         inputs = verify.fixed_inputs(found.config, 40)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from megabert.models import cpu_attention
-from megabert.models.cpu_attention import blocked_attention
+from megabert.models.attention import fused_attention
+from megabert.models.cpu_attention import blocked_attention, blocked_context
 from megabert.models.dropout import Dropout, byte_threshold, draw_kept, drop_and_add, dropout, kept_scale
 
 
@@ -86,6 +87,8 @@ def test_blocks_of_any_size_give_plain_attention(monkeypatch, block, mask_shape)
     expected = (torch.softmax(scores if mask is None else scores + mask, -1) @ value).transpose(1, 2)
     given = blocked_attention(query, key, value, mask, probability=0.0, scaling=0.3)
     torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+    answered = blocked_context(query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(answered, expected, rtol=1e-5, atol=1e-5)
     upper = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, (query, key, value), upper)
     for one, other in zip(torch.autograd.grad(given, (query, key, value), upper), wanted, strict=True):
@@ -111,3 +114,18 @@ def test_attention_dropout_is_differentiated_with_the_mask_it_drew(monkeypatch, 
     wanted = torch.autograd.grad(expected, (query, key, value), upper)
     for one, other in zip(torch.autograd.grad(given, (query, key, value), upper), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [5, 40])
+def test_answers_in_bfloat16_are_those_of_float32_rounded(length):
+    """Below and above the length from which blocks are the faster way; a place that is masked has no weight."""
+    torch.manual_seed(2)
+    query, key, value = (torch.randn(2, length, 4, 8).transpose(1, 2) for _ in range(3))
+    mask = torch.zeros(2, 1, 1, length).index_fill_(3, torch.tensor([length - 1]), torch.finfo(torch.bfloat16).min)
+    with torch.inference_mode():
+        expected = fused_attention(query, key, value, mask, probability=0.0, scaling=0.3)
+        value[:, :, -1] = 1e4
+        halves = [tensor.bfloat16() for tensor in (query, key, value, mask)]
+        given = fused_attention(*halves, probability=0.0, scaling=0.3)
+    assert given.dtype == torch.bfloat16
+    torch.testing.assert_close(given.float(), expected, rtol=0.03, atol=0.03)

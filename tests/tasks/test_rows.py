@@ -51,8 +51,16 @@ def test_batches_are_of_rows_of_like_length():
 
 def test_a_budget_of_places():
     features = made([3, 50, 7, 8, 9, 64, 100])
-    batches = by_length(features, 64)
+    batches = by_length([one.length for one in features], 64)
     assert sorted(number for batch in batches for number in batch) == list(range(7))
     assert batches[0] == [6] and batches[1] == [5]
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(-(-features[number].length // 8) * 8 for number in batch) <= 64
+
+
+def test_a_batch_that_has_enough_takes_nothing_much_shorter():
+    sizes = [40, 39, 37, 30, 16, 15, 9, 8]
+    assert by_length(sizes, 1000) == [list(range(8))]
+    # 37 is above nine tenths of 40, 30 is not; two of 32 places and 16 are enough for no more than themselves.
+    assert by_length(sizes, 1000, enough=32) == [[0, 1, 2], [3], [4, 5], [6, 7]]
+    assert by_length(sizes, 80, enough=32) == [[0, 1], [2], [3], [4, 5], [6, 7]]

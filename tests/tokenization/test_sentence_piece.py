@@ -120,6 +120,7 @@ def test_a_missing_model_is_trained_and_written(tmp_path):
     tokenizer = chosen.train_tokenizer(options, corpus(), say=said.append)
     assert str(path) in said[0] and "unigram" in said[0]
     assert path.with_suffix(".vocab").is_file() and tokenizer.kind == "Unigram"
+    assert tokenizer.place == path
     again = chosen.open_tokenizer(options)
     assert again is not None and again.fingerprint() == tokenizer.fingerprint()
 

@@ -43,7 +43,8 @@ class Config:
         "tokenizer", positional=True,
     )  # fmt: skip
     tokenizer: str | None = option(
-        None, "of a data set: turns the examples into text; a path, or a name such as bert-large-uncased",
+        None, "of a data set: turns the examples into text; a path, or a name such as bert-large-uncased; left out, "
+        "the one that made the data, if it is still there",
         metavar="PATH|NAME", example="runs/demo/tokenizer",
     )  # fmt: skip
     cache_dir: Path | None = option(None, "folder with tokenizers by name", example="cache")
@@ -260,9 +261,13 @@ def _data(prefix: Path, config: Config) -> dict[str, Any]:
     made_by = facts["tokenizer"]
     if config.tokenizer is not None:
         tokenizer = opening.load(named.find(config.tokenizer, config.cache_dir))
-        fingerprint = tokenizer.fingerprint()
+        facts["tokenizer_matches"] = tokenizer.fingerprint() == made_by if made_by else None
+    else:
+        tokenizer = opening.remembered(facts["tokenizer_place"], made_by)
+        if tokenizer is not None:
+            facts["tokenizer_matches"] = True
+    if tokenizer is not None:
         facts["examples"] = [_text(tokenizer, ids) for ids in facts["examples"]]
-        facts["tokenizer_matches"] = fingerprint == made_by if made_by else None
     return facts
 
 

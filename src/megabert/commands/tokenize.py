@@ -137,6 +137,7 @@ def run(config: Config) -> None:
         max_bad_fraction=config.max_bad_fraction, text_layout=config.text_layout,
         dedup=config.dedup, similarity=config.dedup_similarity,
     )  # fmt: skip
+    _keep_inputs(inputs, prefix)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with executors.chosen(config, config.workers) as (map_in_order, workers):
         result = tokenize(
@@ -201,6 +202,18 @@ def _texts(inputs: Iterable[Path], config: Config) -> Iterator[str]:
 
 def _report(progress: Progress) -> None:
     print(progress, file=sys.stderr, flush=True)
+
+
+def _keep_inputs(inputs: Iterable[Path], prefix: Path) -> None:
+    """Refuse a prefix whose files would replace a text: `--input wiki.json --output wiki`.
+
+    Raises:
+        ValueError: there is one.
+    """
+    written = {prefix.with_name(prefix.name + ending).resolve() for ending in (".bin", ".idx", ".json", ".skipped.txt")}
+    for path in inputs:
+        if path.resolve() in written:
+            raise ValueError(f"--output {prefix}: its file {path} would replace the input; give another prefix")
 
 
 def _prefix(config: Config) -> Path:

@@ -167,8 +167,8 @@ def _without_empty_brackets(raw: str) -> str:
         raw, count = _EMPTY_BRACKETS.subn("", raw)
         if not count:
             break
-    for ending in _STOPS_BEFORE_CLOSING:
-        while ending in raw:
+    while any(ending in raw for ending in _STOPS_BEFORE_CLOSING):
+        for ending in _STOPS_BEFORE_CLOSING:
             raw = raw.replace(ending, ending[1])
     return _AFTER_OPENING.sub(r"\1", raw)
 
@@ -188,6 +188,8 @@ def _line(line: str) -> str:
             line = _LIST.sub("", line, count=1)
         elif line.startswith("----"):
             line = _RULE.sub("", line, count=1)
+        elif line.startswith("=="):  # a heading that is not closed
+            line = line.lstrip("=")
         line = line.lstrip(" ,;:•·|")
     if "|" in line:
         line = _FILE_OPTION.sub("", line)

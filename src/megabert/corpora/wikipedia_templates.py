@@ -33,6 +33,8 @@ KEPT = (
     | _each("ship|date|bibleverse|date de naissance", _JOINED)
     | _each("chem", _GLUED)
     | _each("frac|fraction|sfrac", "fraction")
+    | _each("cog|noncog|mention|l|link", "word 2")  # of Wiktionary, as the next
+    | _each("der|inh|bor|lbor|der+|inh+|bor+|derived|inherited|borrowed", "word 3")
     | _each("convert|cvt|unité|unit", "measure")
     | _each("start date|end date|birth date|death date|dts", "date")
     | {
@@ -124,8 +126,10 @@ def _composed(way: str, given: list[str], named: dict[str, str]) -> str:
         return _measure(given, in_words=named.get("abbr") != "on" and named.get("adj") != "on")
     if way in ("prefixed measure", "measure or word"):
         if way == "measure or word" and not _NUMBER.match(given[0]):
-            return given[-1]  # Italian {{M|1|c|m}} is a measure, Wiktionary's {{m|la|mare}} a word
+            return _word(given, 2)  # Italian {{M|1|c|m}} is a measure, Wiktionary's {{m|la|mare}} a word
         return f"{given[0]} {''.join(given[1:3])}".rstrip()
+    if way.startswith("word "):
+        return _word(given, int(way.removeprefix("word ")))
     if way == "as of":
         return f"{'as of' if 'lc' in named else 'As of'} {_date(given, day_first=True)}"
     if way == "date":
@@ -138,6 +142,12 @@ def _composed(way: str, given: list[str], named: dict[str, str]) -> str:
         return " h ".join(given[:2]) if len(given) > 1 else f"{given[0]} h"
     assert way == "aside"
     return f"– {given[0]} –"
+
+
+def _word(given: list[str], place: int) -> str:
+    """The word behind the codes of languages, as it is to be shown where that is given too."""
+    shown = next((word for word in reversed(given[place - 1 : place + 1]) if word), "")
+    return "" if shown == "-" else shown
 
 
 def _date(given: list[str], *, day_first: bool) -> str:

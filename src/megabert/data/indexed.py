@@ -331,6 +331,7 @@ def describe(path: str | Path, examples: int = 3) -> dict[str, Any]:
         "dtype": data.dtype.name,
         "checksums": bool(data.facts),
         "tokenizer": data.facts.get("tokenizer", ""),
+        "tokenizer_place": str(data.facts.get("tokenizer_place", "")),
         "sentence_lengths": histogram(data.sizes),
         "document_lengths": histogram(document_lengths),
         "examples": [

@@ -120,15 +120,16 @@ def _shuffled_order(count: int, seed: int) -> np.ndarray:
     with what its partner held: the partner's own number, or what the last step before that named this partner too has
     put there, which came from that step's place, and so on. All chains are followed to their begin at a time.
     """
-    places = np.arange(count - 1, 0, -1)
-    partners = (draws_64(seed, len(places)) % (places + 1).view(np.uint64)).view(np.int64)
-    steps = np.arange(len(places))
-    keys = np.sort(partners << 32 | steps)  # a place and a step fit 32 bits each: a map of more would not fit memory
-    partner, step = keys >> 32, keys & 0xFFFFFFFF
+    index = np.int32 if count < 1 << 31 else np.int64  # memory is what this waits for
+    places = np.arange(count - 1, 0, -1, dtype=index)
+    keys = (draws_64(seed, len(places)) % (places.astype(np.uint64) + np.uint64(1))).view(np.int64)
+    partners, steps = keys.astype(index), np.arange(len(places), dtype=index)
+    keys = np.sort(keys << 32 | steps)  # a place and a step fit 32 bits each: a map of more would not fit memory
+    partner, step = (keys >> 32).astype(index), (keys & 0xFFFFFFFF).astype(index)
     again = np.flatnonzero(partner[1:] == partner[:-1])
-    before = np.full(len(steps), -1)  # the last step before with the same partner
+    before = np.full(len(steps), -1, index)  # the last step before with the same partner
     before[step[again + 1]] = step[again]
-    last = np.full(count, -1)  # the last step with this place as its partner
+    last = np.full(count, -1, index)  # the last step with this place as its partner
     last[partner] = step
     source = last[:0:-1].copy()
     itself = source == steps

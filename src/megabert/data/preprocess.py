@@ -197,7 +197,8 @@ def tokenize(
                 filtered.close()
         _publish(skipped.path, with_suffix(prefix, ".skipped.txt"), skipped.bad)
         _publish(writer.folder / DUPLICATES, with_suffix(prefix, f".{DUPLICATES}"), filtered and filtered.removed)
-        writer.finish(reading.facts(inputs) | (filtered.facts() if filtered else {}))
+        place = {"tokenizer_place": str(tokenizer.place.resolve())} if reading.writes_tokens and tokenizer.place else {}
+        writer.finish(reading.facts(inputs) | place | (filtered.facts() if filtered else {}))
     return result
 
 

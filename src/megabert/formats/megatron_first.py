@@ -10,6 +10,8 @@ from megabert.formats.megatron_layout import Layout
 from megabert.formats.megatron_shard import Shard, training_of, vocabulary_of
 from megabert.formats.table import Order, join
 
+_TYPES_OF_2019 = 11  # with SentencePiece and character tokenizers: function, command, str0, str1, ...
+
 
 def applies(names: Iterable[str]) -> bool:
     """Whether the names are those of a post-LayerNorm BERT."""
@@ -47,10 +49,13 @@ def read(
         "Megatron BERT",
         f"numerics: LayerNorm eps {config['layer_norm_eps']:g}, GELU erf",
     )
+    types = ()
+    if told.get("type_vocab_size") == _TYPES_OF_2019:
+        types = ("its token types are the eleven of 2019: those of a pair's two texts are 2 and 3, not 0 and 1",)
     optimizer = () if "optimizer" not in first.content else ("the optimizer's state of this generation is not carried",)
     checkpoint = with_heads(Checkpoint(
         family=POST_LAYERNORM, config=config, tensors=tensors, training=training_of(first),
-        vocabulary=vocabulary_of(layout), notes=(*layout.notes, *kind, *notes, *optimizer),
+        vocabulary=vocabulary_of(layout), notes=(*layout.notes, *kind, *types, *notes, *optimizer),
     ))  # fmt: skip
     sizes.check_named(first.name, checkpoint.config, tensors, POST_LAYERNORM)
     return checkpoint

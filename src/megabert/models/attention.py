@@ -2,8 +2,9 @@
 
 `attend` takes queries, keys and values and the name that `attn_implementation` set:
 
-* `sdpa`, the default: PyTorch's fused kernel. On a CPU in training it is this package's own matrix products, because
-  PyTorch's kernel there is slow on the way back and leaves its fast path altogether once weights are dropped;
+* `sdpa`, the default: PyTorch's fused kernel. On a CPU it is this package's own matrix products in training, because
+  PyTorch's kernel there is slow on the way back and leaves its fast path altogether once weights are dropped, and in
+  bfloat16, where it takes twice the time;
 * `eager`: everything written out; also used, whatever the name, for a call that asks for the attention weights;
 * any other name: the function that Transformers, or a user, registered under it.
 """
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from megabert.models.cpu_attention import blocked_attention
+from megabert.models.cpu_attention import blocked_attention, blocked_context
 from megabert.models.dropout import dropout, serves
+
+SHORTEST_BLOCKED = 32
+"""Queries from which on blocks are the faster way in bfloat16; below, starting each product costs more."""
 
 
 def eager_attention(
@@ -41,14 +45,17 @@ def eager_attention(
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, probability: float, scaling: float
 ) -> Tensor:
-    """PyTorch's fused kernel, or blocked matrix products where a CPU trains.
+    """PyTorch's fused kernel, or blocked matrix products where a CPU trains or computes in bfloat16.
 
     Arguments as `eager_attention`; returns [batch, query, heads, head_dim].
     """
     learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     wanted = mask is not None and mask.requires_grad
-    if serves(query) and probability < 1.0 and (probability > 0.0 or learning) and not wanted:
-        return blocked_attention(query, key, value, mask, probability=probability, scaling=scaling)
+    if serves(query) and probability < 1.0 and not wanted:
+        if probability > 0.0 or learning:
+            return blocked_attention(query, key, value, mask, probability=probability, scaling=scaling)
+        if query.dtype == torch.bfloat16 and query.shape[2] >= SHORTEST_BLOCKED:
+            return blocked_context(query, key, value, mask, scaling=scaling)
     context = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=probability, scale=scaling
     )

@@ -1,8 +1,9 @@
-"""Attention for training on a CPU: matrix products with a way back of their own, block by block.
+"""Attention on a CPU: matrix products, block by block, in training with a way back of their own.
 
-PyTorch's fused kernel has no fast path there once attention weights are dropped, and its way back is slower than
-plain products at the lengths of BERT even without. Written in the usual way those products copy transposed
-matrices and pass over the weights many times; here each pass is made once, on blocks that a processor's cache holds.
+PyTorch's fused kernel has no fast path there once attention weights are dropped, its way back is slower than
+plain products at the lengths of BERT even without, and in bfloat16 so is its way forward. Written in the usual way
+those products copy transposed matrices and pass over the weights many times; here each pass is made once, on blocks
+that a processor's cache holds.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ def _part(mask: Tensor, rows: slice, heads: slice) -> Tensor:
     return mask[rows if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)]
 
 
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, block: tuple[slice, slice]) -> Tensor:
+    """The masked scores of a block; `query` is scaled."""
+    scores = torch.matmul(query[block], key[block].transpose(-1, -2))
+    return scores if mask is None else scores.add_(_part(mask, *block))
+
+
 class BlockedAttention(torch.autograd.Function):
     """softmax(q k' + mask), dropped, times v; see `blocked_attention`."""
 
@@ -54,10 +61,7 @@ class BlockedAttention(torch.autograd.Function):
         context = query.new_empty(batch, length, heads, width)
         with torch.autocast("cpu", enabled=False):
             for block in _blocks(batch, heads, length * key.shape[2]):
-                scores = torch.matmul(query[block], key[block].transpose(-1, -2))
-                if mask is not None:
-                    scores += _part(mask, *block)
-                used = weights[block] = torch.softmax(scores, dim=-1)
+                used = weights[block] = torch.softmax(_scores(query, key, mask, block), dim=-1)
                 if kept is not None:
                     used = zero_dropped(used, kept[block])
                 context[block[0], :, block[1]] = torch.matmul(used, value[block]).transpose(1, 2)
@@ -105,3 +109,15 @@ def blocked_attention(
     """
     threshold = byte_threshold(probability)
     return BlockedAttention.apply(query, key, value, mask, threshold, scaling)  # type: ignore[return-value]
+
+
+def blocked_context(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:
+    """`blocked_attention` without dropout and without a way back: no weight is kept. Arguments and result as there."""
+    batch, heads, length, width = query.shape
+    query, key, value = query.contiguous() * scaling, key.contiguous(), value.contiguous()
+    context = query.new_empty(batch, length, heads, width)
+    with torch.autocast("cpu", enabled=False):
+        for block in _blocks(batch, heads, length * key.shape[2]):
+            weights = torch.softmax(_scores(query, key, mask, block), dim=-1)
+            context[block[0], :, block[1]] = torch.matmul(weights, value[block]).transpose(1, 2)
+    return context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +34,7 @@ def search(
     options, world = subject.options, subject.layout.world
     looking = _Search(subject, hardware, assemble, say)
     for tensor in divisors(world):
-        best = math.inf
+        best = 0.0
         if tensor > min(hardware.gpus, options.num_attention_heads):
             break
         for pipeline in divisors(options.num_layers):
@@ -43,11 +42,12 @@ def search(
                 continue
             fitting = list(looking.fitting(tensor, pipeline))
             found += fitting
-            fastest = min((plan.times.step for plan in fitting), default=math.inf)
-            if math.isfinite(best) and fastest >= best:
+            fastest = max((plan.tokens for plan in fitting), default=0.0)
+            if best > 0.0 and fastest <= best:
                 break
-            best = min(best, fastest)
-    return sorted(found, key=lambda plan: plan.times.step)
+            best = max(best, fastest)
+    # Not by the time of a step: without --global-batch-size its rows differ from layout to layout.
+    return sorted(found, key=lambda plan: -plan.tokens)
 
 
 class _Search:
@@ -96,7 +96,7 @@ class _Search:
         if (layout.sharding != "none" and layout.data == 1) or least_bytes(candidate) > self.hardware.memory:
             return None
         plan = make_plan(candidate, self.hardware, self.assemble, quick=True, known=self.known)
-        told = f"{plan.times.step * 1e3:,.1f} ms" if plan.fits else "does not fit"
+        told = f"{plan.times.step * 1e3:,.1f} ms, {plan.tokens:,.0f} tokens/s" if plan.fits else "does not fit"
         self.say(f"{layout}, recomputation {recomputation}: {told}")
         return plan
 

@@ -23,7 +23,7 @@ from megabert.parallel.options import ParallelOptions
 from megabert.serving.crew import Crew, Solo, crew_for
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Prediction, Task
-from megabert.tasks.rows import by_length, padded
+from megabert.tasks.rows import by_length, enough_tokens, padded
 from megabert.tokenization import opening
 from megabert.tokenization.base import Tokenizer
 from megabert.training.engine import Engine
@@ -143,7 +143,8 @@ class FineTuned:
 
     def _run(self, features: Sequence[Features]) -> list[_Said]:
         """What this process answers for: its share of the batches, unless another one hands them on."""
-        batches = by_length(features, self.batch_tokens)
+        enough = enough_tokens(self.batch_tokens, self.model.device.type)
+        batches = by_length([one.input_ids.size for one in features], self.batch_tokens, enough=enough)
         rank, ranks = self.crew.share
         said: list[_Said] = []
         for turn in range(-(-len(batches) // ranks)):

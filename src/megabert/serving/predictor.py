@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from megabert.formats.open import find_model
 from megabert.models.bert.config import settings
 from megabert.models.bert.language import MegatronBertForMaskedLM
 from megabert.models.bert.pretraining import MegatronBertForNextSentencePrediction, MegatronBertForPreTraining
+from megabert.tasks.rows import by_length, enough_tokens
 from megabert.tokenization import opening
 from megabert.tokenization.base import Tokenizer
 
@@ -208,18 +209,10 @@ class Predictor:
             rows.append((ids, first))
         return rows
 
-    def _batches(self, rows: Sequence[tuple[list[int], int]]) -> Iterator[list[int]]:
+    def _batches(self, rows: Sequence[tuple[list[int], int]]) -> list[list[int]]:
         """Numbers of rows of about the same length, the longest first, so that little is padding."""
-        batch: list[int] = []
-        width = 0
-        for index in sorted(range(len(rows)), key=lambda index: -len(rows[index][0])):
-            width = width or len(rows[index][0])
-            if batch and (len(batch) + 1) * width > self.batch_tokens:
-                yield batch
-                batch, width = [], len(rows[index][0])
-            batch.append(index)
-        if batch:
-            yield batch
+        enough = enough_tokens(self.batch_tokens, self.model.device.type)
+        return by_length([len(ids) for ids, _ in rows], self.batch_tokens, enough=enough)
 
     def _inputs(self, rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
         """Padded tensors [rows, seq] for the model."""

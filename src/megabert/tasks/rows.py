@@ -11,6 +11,7 @@ import numpy as np
 from megabert.tasks.base import NO_LABEL, Features, Row
 
 GROUP_BATCHES = 50
+_LEAST_FILLED = 0.9
 
 
 def padded(rows: Sequence[Row], *, pad_id: int, multiple: int = 8, length: int = 0) -> Row:
@@ -92,17 +93,31 @@ class TrainingRows:
         return np.concatenate([order[:head], body, order[head + whole :]])
 
 
-def by_length(features: Sequence[Features], tokens: int) -> list[list[int]]:
-    """Numbers of features in batches of at most `tokens` places, padding included, the longest first.
+def by_length(sizes: Sequence[int], tokens: int, *, enough: int = 0) -> list[list[int]]:
+    """Numbers of rows in batches of at most `tokens` places, padding included, the longest first.
 
-    A feature that is longer than `tokens` is a batch of its own; every one occurs once.
+    A row that is longer than `tokens` is a batch of its own; every one occurs once.
+
+    Args:
+        sizes: tokens of each row.
+        enough: a batch of so many places takes no row that would be padding by more than a tenth (`enough_tokens`).
+            0: it does.
     """
-    sizes = [one.input_ids.size for one in features]
     batches: list[list[int]] = []
     width = 0
-    for index in sorted(range(len(features)), key=lambda number: (-sizes[number], number)):
-        if not batches or (len(batches[-1]) + 1) * width > tokens:
+    for index in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+        held = len(batches[-1]) * width if batches else 0
+        wasteful = 0 < enough <= held and sizes[index] < _LEAST_FILLED * width
+        if not batches or held + width > tokens or wasteful:
             batches.append([])
             width = -(-sizes[index] // 8) * 8
         batches[-1].append(index)
     return batches
+
+
+def enough_tokens(tokens: int, device: str) -> int:
+    """How many of the `tokens` that a batch may have make it worth computing, on a device of this type.
+
+    A processor works as fast on a few hundred tokens as on thousands; a GPU wants more at once.
+    """
+    return tokens // (16 if device == "cpu" else 2)

@@ -15,6 +15,7 @@ class Tokenizer(Protocol):
     Attributes:
         kind: what sort of tokenizer this is, for people: WordPiece, Unigram, BPE, WordLevel.
         tokens: the entries in the order of their ids.
+        place: the file or folder that it was read from, if it was.
         lower_case: upper-case letters are read as lower-case ones.
         special_ids: those five that follow, each once.
         vocabulary_size: entries, before any padding of the embedding to a round number.
@@ -23,6 +24,7 @@ class Tokenizer(Protocol):
     """
 
     kind: str
+    place: Path | None
     tokens: list[str]
     vocabulary_size: int
     cls_id: int

@@ -43,7 +43,10 @@ class FastTokenizer:
     Attributes:
         kind: what sort of tokenizer this is: WordPiece, Unigram, BPE, WordLevel.
         tokens: the entries, in the order of their ids.
+        place: the file or folder that it was read from, if it was.
     """
+
+    place: Path | None = None
 
     def __init__(
         self,

@@ -74,7 +74,7 @@ def _download(name: str, known: Published | None, cache_dir: Path | None) -> Pat
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, **options))
         path = Path(huggingface_hub.hf_hub_download(known.repository, "vocab.txt", **options))
     except Exception as error:  # the hub's client raises its own, HTTP's and the operating system's
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = " ".join(str(error).split())[:120].strip() or type(error).__name__
         raise ValueError(f"HF_HUB_OFFLINE forbids the network: {reason}" if _offline() else reason) from None
     content = path.read_bytes()
     if (len(content), hashlib.sha256(content).hexdigest()) != (known.size, known.sha256):

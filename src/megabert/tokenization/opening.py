@@ -29,6 +29,23 @@ def load(path: Path, lower_case: bool | None = None) -> FastTokenizer:
     """
     if not path.exists():
         raise ValueError(f"there is no tokenizer at {path}: no such file or folder")
+    tokenizer = _load(path, lower_case)
+    tokenizer.place = path
+    return tokenizer
+
+
+def remembered(place: str, fingerprint: str) -> FastTokenizer | None:
+    """The tokenizer that was at a place, if it still is there and gives the ids that it gave."""
+    if not place or not Path(place).exists():
+        return None
+    try:
+        tokenizer = load(Path(place))
+    except (ValueError, OSError):
+        return None
+    return tokenizer if tokenizer.fingerprint() == fingerprint else None
+
+
+def _load(path: Path, lower_case: bool | None) -> FastTokenizer:
     settings: dict[str, Any] = {}
     if path.is_dir():
         folder = path

@@ -15,6 +15,7 @@ ModelType = Literal["bpe", "unigram", "char", "word"]
 
 SAMPLE_CHARACTERS = 1 << 27
 """So many characters are kept of a corpus; more would cost memory and hardly change the pieces."""
+_SAMPLE_FOR_UNIGRAM = 1 << 25  # its table of all endings takes sixteen times the memory of the text
 _LONGEST_LINE = 1000  # characters; the library leaves out lines of over 4,192 bytes
 _SEED = 1234
 _COVERAGE = 0.9999  # of the characters of the sample; the rest are unknown
@@ -40,7 +41,8 @@ def train(
     Raises:
         ValueError: there was no word in the texts, or the size does not fit them.
     """
-    lines = sample(texts, SAMPLE_CHARACTERS, on_progress)
+    most = _SAMPLE_FOR_UNIGRAM if model_type == "unigram" else SAMPLE_CHARACTERS
+    lines = sample(texts, most, on_progress)
     if not any(line.strip() for text in lines for line in text.split("\n")):
         raise ValueError("no vocabulary can be trained: the corpus holds no word")
     import sentencepiece
@@ -65,12 +67,13 @@ def train(
 
 
 def write(tokenizer: FastTokenizer, path: Path) -> None:
-    """Write `X.model` and `X.vocab` where `path` is `X` or `X.model`, each in one step."""
+    """Write `X.model` and `X.vocab` where `path` is `X` or `X.model`, each in one step; that is its place then."""
     stem = path.with_name(path.name.removesuffix(".model"))
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".vocab", ".model"):  # whoever sees the model sees the other file, too
         with runtime.atomic_write(stem.with_name(stem.name + suffix), "wb") as file:
             file.write(tokenizer.own_files()[f"tokenizer{suffix}"])
+    tokenizer.place = stem.with_name(stem.name + ".model")
 
 
 def sample(texts: Iterable[str], most: int, on_progress: Callable[[int], None] | None = None) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megabert import runtime
+
 if TYPE_CHECKING:
     import torch
 
@@ -169,7 +171,7 @@ def first_node(nodes: str, name: str = "SLURM_STEP_NODELIST") -> str:
 
 
 def chosen_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto`, `cpu` or `cuda` as the device of this machine's process number `local_rank`.
+    """`auto`, `cpu` or `cuda` as the device of this machine's process number `local_rank`, which is made ready for it.
 
     Raises:
         ValueError: there is no such device, or none left for this process.
@@ -179,6 +181,7 @@ def chosen_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no GPU that PyTorch can use")
     if name == "cpu" or not torch.cuda.is_available():
+        runtime.keep_freed_memory()
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(

@@ -1,0 +1,111 @@
+"""Sides of a benchmark, each in a process of its own, that take turns: A, B, A, B.
+
+While one works the others wait, so that each has the machine for itself; and none has anything of another's: neither
+its memory nor what it told the C library about memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def resident_mib() -> float:
+    """The largest memory that this process held so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss, which on Linux starts with the size of the process that started this one.
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _serve(connection: Connection, threads: int, prepare: Callable[..., Callable[[], Any]], arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    try:
+        turn = prepare(*arguments)
+        while connection.recv():
+            begin = time.perf_counter()
+            answer = turn()
+            connection.send((time.perf_counter() - begin, answer, resident_mib()))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception as error:
+        connection.send(error)
+
+
+class Side:
+    """A process that prepares itself and then takes a turn when it is asked to.
+
+    Args:
+        prepare: a function of a module, called there with `arguments`; returns what a turn does.
+        threads: of PyTorch's.
+    """
+
+    def __init__(self, prepare: Callable[..., Callable[[], Any]], *arguments: Any, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, threads, prepare, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.peak_mib = 0.0
+
+    def turn(self) -> tuple[float, Any]:
+        """Seconds of a turn, and what it answered; `peak_mib` is then the process's peak of memory so far.
+
+        Raises:
+            ValueError: the side failed.
+        """
+        self._connection.send(True)
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise ValueError(f"a side's process ended with status {self._process.exitcode}") from None
+        if isinstance(answer, Exception):
+            raise ValueError(f"a side failed: {answer}") from answer
+        seconds, said, self.peak_mib = answer
+        return seconds, said
+
+    def end(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def alternate(
+    sides: Mapping[str, Side], repetitions: int, show: Callable[[int, dict[str, float]], None]
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Let all sides take `repetitions` turns one after the other, after one that is not timed; then end them.
+
+    Args:
+        show: is told the number of each round, from 1 on, and its seconds.
+
+    Returns:
+        Seconds of each side's turns, and what each answered in the first one.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    try:
+        said = {name: side.turn()[1] for name, side in sides.items()}
+        for number in range(1, repetitions + 1):
+            for name, side in sides.items():
+                seconds[name].append(side.turn()[0])
+            show(number, {name: times[-1] for name, times in seconds.items()})
+    finally:
+        for side in sides.values():
+            side.end()
+    return seconds, said
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """How many times faster: of the median seconds, and round by round."""
+    rounds = [other / own for own, other in zip(ours, theirs, strict=True)]
+    return {"ratio": statistics.median(theirs) / statistics.median(ours), "of_each_round": rounds}
