@@ -10,6 +10,7 @@ import transformers
 
 import megabert
 from megabert import cli
+from megabert.commands.finetune import command
 from megabert.formats import huggingface
 from megabert.tokenization import word_piece
 
@@ -241,3 +242,14 @@ def test_a_wrong_task_for_a_checkpoint_is_refused(classifier, encoder, data, cap
     arguments = [places.get(item, item.replace("DATA", str(data))) for item in arguments]
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("length", "epochs"), [({}, 3), ({"train_iters": 5}, None), ({"train_samples": 64}, None), ({"epochs": 2}, 2)]
+)
+def test_passes_are_counted_unless_the_length_is_said_otherwise(monkeypatch, tmp_path, length, epochs):
+    found = []
+    monkeypatch.setattr(command, "_run_all", lambda config, world, device: found.append(config) or tmp_path)
+    config = command.Config(task="rte", model="m", train_file=tmp_path / "a.tsv", device="cpu", **length)
+    assert command.run(config) == tmp_path
+    assert found[0].epochs == epochs

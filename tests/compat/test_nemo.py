@@ -10,6 +10,7 @@ import torch
 
 import megabert
 import megabert.compat.nemo as pl
+from megabert.commands import finetune
 from megabert.compat.nemo import NLPDDPPlugin, QAModel, Settings, TextClassificationModel, TokenClassificationModel
 from megabert.compat.nemo import defaults as defaults_of
 from megabert.compat.nemo.scripts import main
@@ -295,3 +296,25 @@ def test_models_for_what_people_say(place, capsys):
     assert model.taught.task.name == "glue"
     with pytest.raises(ValueError, match="numbers from 0 to 2"):
         model.predict("it", "good,bad", entailment_idx=3)
+
+
+@pytest.mark.parametrize(("layout", "tensor", "rows"), [([], 2, 24), (["model.tensor_model_parallel_size=1"], 1, 48)])
+def test_many_processes_have_one_folder_and_the_layout_that_is_set(place, monkeypatch, capsys, layout, tensor, rows):
+    launcher = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+                "MASTER_PORT": "1"}  # fmt: skip
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    # Each process names a folder by its clock; what the processes agreed on is what `run` gives back.
+    monkeypatch.setattr(finetune, "run", lambda config: asked.append(config) or Path("agreed"))
+    cfg, _ = overridden(
+        Settings(defaults_of.question_answering()),
+        [*encoder(place), f"model.train_ds.file={place / 'squad.json'}", *layout],
+    )
+    cfg = cfg.resolved()
+    trainer = pl.Trainer(plugins=[NLPDDPPlugin()], **cfg.trainer)
+    with pytest.raises(ValueError, match="agreed/model"):
+        trainer.fit(QAModel(cfg.model, trainer=trainer))
+    assert not trainer.is_global_zero and trainer.world_size == 2 and capsys.readouterr().out == ""
+    (config,) = asked
+    assert (config.tensor_model_parallel_size, config.global_batch_size) == (tensor, rows)
