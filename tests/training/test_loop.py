@@ -199,6 +199,18 @@ def test_passing_over_faults_ends_when_there_is_nothing_else(tmp_path):
         run.fit()
 
 
+def test_a_run_that_was_saved_before_its_first_update_goes_on(tmp_path):
+    # The search for the loss scale skips the first updates, so the optimizer has no state yet.
+    mode = {"fp16": True, "initial_loss_scale": 2.0**40, "hysteresis": 1}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer(whole, **mode).fit()
+    trainer(parts, exit_interval=3, **mode).fit()
+    held = read(parts / "checkpoints" / "step-00000003")
+    assert held.state["progress"]["learned"] == 0 and not held.optimizer
+    assert trainer(parts, **mode).fit().finished
+    assert_same_run(whole, parts)
+
+
 def test_the_precision_may_change_on_the_way(tmp_path):
     trainer(tmp_path, exit_interval=17).fit()
     said: list[str] = []

@@ -43,7 +43,8 @@ def _load(trainer: Trainer, path: Path, *, whole: bool, own: bool) -> None:
     snapshot.check_identity(trainer.identity, found.identity, path, own=own)
     _take_state(trainer, found, path)
     options = trainer.options
-    if options.load_optim:
+    # Until the first update that was made (the loss scale may skip several) an optimizer has no state.
+    if options.load_optim and (found.optimizer or trainer.progress.learned):
         _need(found.optimizer, "optimizer state", "--no-load-optim", path)
         snapshot.load_optimizer(trainer.train_step.optimizer, weights.masters, found.optimizer, path)
     if options.load_rng:
