@@ -38,6 +38,9 @@ class Rows:
 
     def __init__(self, delimiter: str) -> None:
         self._around = delimiter.encode() + _LINE_ENDS
+        # A whole cell at once, which is fast, or else marks.
+        around = re.escape(delimiter.encode()) + rb"\r\n"
+        self._outside = re.compile(rb'(?<![^%b])("[^"]*+(?:""[^"]*+)*+"(?=[%b]))|"+' % (around, around))
         self._row = 0  # where the row begins that holds the last quoted cell
         self._opening = -1  # where the cell begins that is still open
         self._closing = 0  # behind the last quoted cell that was closed
@@ -63,19 +66,19 @@ class Rows:
         broken: list[tuple[int, int]] = []
         while True:
             opening_before = self._opening
-            for marks in _MARKS.finditer(buffer, self._position):
-                opening_before = self._opening
-                place = marks.start()
-                if marks.end() == len(buffer) and not ended:
-                    self._position = place
-                    return broken
-                if not self._accept(buffer, place, marks.end()):
-                    break
-                self._position = marks.end()
-            else:
+            marks = (self._outside if self._opening < 0 else _MARKS).search(buffer, self._position)
+            if marks is None:
                 place = self._position = len(buffer)
                 if self._opening < 0 or not ended:
                     return broken
+            else:
+                place, end = marks.span()
+                if end == len(buffer) and not ended:
+                    self._position = place
+                    return broken
+                if self._accept(buffer, place, end, whole=marks.lastindex is not None):
+                    self._position = end
+                    continue
             if buffer.find(b"\n", self._row) < 0 and not ended:
                 self._position, self._opening = place, opening_before
                 return broken
@@ -87,8 +90,8 @@ class Rows:
             return 0
         return self._break(buffer, len(buffer))[1]
 
-    def _accept(self, buffer: bytes | bytearray, begin: int, end: int) -> bool:
-        """Take in a run of quotation marks; False if it closes a cell and something else than its end follows."""
+    def _accept(self, buffer: bytes | bytearray, begin: int, end: int, *, whole: bool) -> bool:
+        """Take in a run of quotation marks, or a whole cell; False if a cell is closed and text follows."""
         count = end - begin
         if self._opening < 0:
             if begin and buffer[begin - 1] not in self._around:
@@ -97,7 +100,7 @@ class Rows:
             self._row = line_end + 1 if line_end >= 0 else self._row
             self._opening = begin
             count -= 1
-        if count % 2:
+        if whole or count % 2:
             if end < len(buffer) and buffer[end] not in self._around:
                 return False
             self._opening, self._closing = -1, end
