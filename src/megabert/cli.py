@@ -6,12 +6,14 @@ user ends here, as one line on stderr and exit status 2.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import select
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from megabert import config as configuration
 from megabert import runtime
@@ -59,6 +61,10 @@ def fail(program: str, error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror}"
+        if isinstance(error, FileExistsError) and error.filename and Path(error.filename).is_file():
+            message = f"{place}is a file, where a folder is needed; give another path"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message += "; make room, or write elsewhere, and give the same command again"
     else:
         message = " ".join(str(error).split())
     print(f"{program}: error: {message}", file=sys.stderr)

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 
@@ -54,6 +56,22 @@ def test_mistakes_are_one_line(tmp_path, vocabulary, text, capsys, change, messa
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "vocab.txt"]
+
+
+def test_what_is_no_file_or_no_folder_is_said(tmp_path, vocabulary, text, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for given, output, message in (
+        (text, tmp_path, "is a folder; name the prefix"),
+        (text, f"{text}/x", "is a file, where a folder is needed"),
+        (tmp_path / "pipe", tmp_path / "x", "is no file but a pipe"),
+    ):
+        assert run("--input", given, "--tokenizer", vocabulary, "--output", output, "--workers", 1) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_says_what_to_do(capsys):
+    assert cli.fail("megabert tokenize", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) == 2
+    assert "No space left on device; make room, or write elsewhere" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(tmp_path, vocabulary, text, capsys):

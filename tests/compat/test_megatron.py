@@ -103,6 +103,8 @@ def test_the_command_of_2019_reads_as_it_did_then(read):
         ("--train-data a --model-parallel-size 2", {"hidden_dropout": 0.1, "layernorm_epsilon": 1e-5,
                                                     "tensor_model_parallel_size": 2, "masking": "token"}),
         ("--train-data a --tokenizer-type SentencePieceTokenizer", {"tokenizer_model_type": None}),
+        ("--train-data a --tokenizer-type CharacterLevelTokenizer --tokenizer-model-type bert-large-uncased",
+         {"tokenizer_model_type": None}),
         ("--train-data a --epochs 2", {"train_iters": 1_000_000, "epochs": 2}),
         ("--train-data a --epochs 2 --train-iters 50 --save-interval 9", {"train_iters": 50, "epochs": None}),
         ("--data-path a --batch-size 8 --vocab-file v", {"warmup": 0.01, "masking": "ngram", "pair_task": "sop",

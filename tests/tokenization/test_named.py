@@ -90,6 +90,27 @@ def test_a_download_of_every_name_is_kept_in_the_cache_folder_and_checked(tmp_pa
     assert calls == [("google-bert/bert-large-cased", "vocab.txt", tmp_path / "cache")] * 2
 
 
+def test_a_published_vocabulary_under_the_name_of_another_is_refused(tmp_path, monkeypatch):
+    place = vocabulary(tmp_path / "bert-base-cased-vocab.txt")
+    content = place.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    for casing in ("uncased", "cased"):
+        known = dataclasses.replace(published.VOCABULARIES[casing], size=len(content), sha256=digest)
+        with monkeypatch.context() as patch:
+            patch.setitem(published.VOCABULARIES, casing, known)
+            if casing == "cased":
+                assert named.find("bert-base-cased", tmp_path) == place
+                continue
+            with pytest.raises(ValueError, match=r"is the vocabulary of bert-large-uncased, not of bert-base-cased"):
+                named.find("bert-base-cased", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".model", ".vocab"])
+def test_a_path_that_is_not_there_is_no_name(suffix, tmp_path):
+    with pytest.raises(ValueError, match="there is no tokenizer at some/where"):
+        named.find(f"some/where{suffix}", tmp_path)
+
+
 def test_a_folder_of_the_hub(tmp_path, monkeypatch):
     calls = []
 

@@ -123,6 +123,7 @@ def test_a_missing_model_is_trained_and_written(tmp_path):
     assert tokenizer.place == path
     again = chosen.open_tokenizer(options)
     assert again is not None and again.fingerprint() == tokenizer.fingerprint()
+    assert opening.load(path.with_suffix(".vocab")).fingerprint() == opening.load(path).fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,14 @@ def run(config: Config) -> None:
         print(f"{counts.empty:,} articles hold no text, only templates or tables: not written")
     if counts.coarse:
         print(f"{counts.coarse:,} articles defeated the parser and were read by patterns")
-    if (config.output / wikipedia_output.REPORT).exists():
-        print(f"{counts.skipped:,} pages could not be read; see {config.output / wikipedia_output.REPORT}")
+    report = config.output / wikipedia_output.REPORT
+    if counts.skipped or (report.exists() and not counts.unended):
+        print(f"{counts.skipped:,} pages could not be read; see {report}")
+    if counts.unended:
+        print(
+            f"warning: {counts.unended:,} of the dump's files {'has' if counts.unended == 1 else 'have'} no end and "
+            f"may hold a part of the pages only: was the download cut short? See {report}"
+        )
 
 
 def _report(progress: Progress) -> None:

@@ -224,5 +224,10 @@ def _prefix(config: Config) -> Path:
         return config.output_prefix.with_name(f"{config.output_prefix.name}_{config.text_key}_{level}")
     if config.output is None:
         raise ValueError("--output is missing: name the prefix of the files to write, such as data/wiki")
+    if config.output.is_dir():
+        raise ValueError(
+            f"--output: {config.output} is a folder; name the prefix of the files to write, such as "
+            f"{config.output}/text"
+        )
     name = config.output.name
     return config.output.with_name(name[:-4]) if name.endswith((".bin", ".idx")) else config.output

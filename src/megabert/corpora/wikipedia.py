@@ -310,8 +310,9 @@ class _Joiner:
         self._write_carry(self._last)
         _, _, rest = wikipedia_dump.cut(self._out.carry)
         if b"<page>" in rest:
-            self._out.write(b"", Counts(skipped=1), [f"{self._last.path}: the file ends inside its last page"])
+            counts = Counts(skipped=1, unended=1)
+            self._out.write(b"", counts, [f"{self._last.path}: the file ends inside its last page"])
         elif b"</mediawiki" not in self._out.carry:
             reason = "</mediawiki> is missing at its end: was it cut short?"
-            self._out.write(b"", Counts(), [f"{self._last.path}: {reason}"])
+            self._out.write(b"", Counts(unended=1), [f"{self._last.path}: {reason}"])
         self._out.carry = b""

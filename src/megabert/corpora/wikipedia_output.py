@@ -25,6 +25,7 @@ class Counts:
         empty: articles without any text, such as a page that is one template; not written.
         skipped: pages that could not be read, listed in the report.
         text_bytes: of the texts written, UTF-8.
+        unended: files of the dump without an end, listed in the report.
     """
 
     written: int = 0
@@ -32,6 +33,7 @@ class Counts:
     empty: int = 0
     skipped: int = 0
     text_bytes: int = 0
+    unended: int = 0
 
     @property
     def articles(self) -> int:

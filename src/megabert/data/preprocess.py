@@ -132,7 +132,10 @@ def _settings(inputs: Sequence[Path], tokenizer: Tokenizer, reading: Reading) ->
     """What must be equal for interrupted work to be taken up."""
     for path in inputs:
         if not path.is_file():
-            raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
+            special = (
+                "is a folder, not a file" if path.is_dir() else "is no file but a pipe or a device: write it to one"
+            )
+            raise ValueError(f"{path} {special}" if path.exists() else f"there is no file {path}")
     return {
         "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inputs],
         "tokenizer": tokenizer.fingerprint(),

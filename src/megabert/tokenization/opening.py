@@ -20,8 +20,8 @@ def load(path: Path, lower_case: bool | None = None) -> FastTokenizer:
     """Read a tokenizer.
 
     Args:
-        path: a `vocab.txt` with one entry a line, a `tokenizer.json`, a SentencePiece `.model`, a `vocab.json` with
-            `merges.txt` beside it, or a folder with one of these in it.
+        path: a `vocab.txt` with one entry a line, a `tokenizer.json`, a SentencePiece `.model` or the `.vocab` beside
+            it, a `vocab.json` with `merges.txt` beside it, or a folder with one of these in it.
         lower_case: whether to lower letters; None leaves it to the files, and where only entries are known, to these.
 
     Raises:
@@ -58,6 +58,8 @@ def _load(path: Path, lower_case: bool | None) -> FastTokenizer:
                 "merges.txt is needed in it"
             )
         path = folder / names[0]
+    if path.suffix == ".vocab" and path.with_suffix(".model").is_file():
+        path = path.with_suffix(".model")  # SentencePiece writes both; the one lists the other's pieces
     if path.suffix == ".model":
         return sentence_piece.load(path, lower_case)
     if path.name.endswith("vocab.json"):

@@ -28,6 +28,7 @@ from megabert.training.options import DEFAULT_UPDATES
 
 PROGRAM = "pretrain_bert.py"
 CORPORA = Path("corpora.toml")
+_CHARACTERS = "CharacterLevelTokenizer"
 _HIDDEN = "accepted for old command lines: "
 _LET_PASS = {
     "adlr_autoresume": "SIGTERM saves and ends the run, and the same command goes on with it",
@@ -105,6 +106,8 @@ def _notices(config: pretrain.Config, given: Sequence[tuple[str, dataclasses.Fie
         elif field.metadata["hidden"] and meaning.startswith(_HIDDEN) and field.name not in judged:
             yield f"{flag}: {meaning.removeprefix(_HIDDEN)}"
     if isinstance(config, March2019):
+        if config.tokenizer_type == _CHARACTERS and config.tokenizer_model_type:
+            yield f"--tokenizer-model-type: {_CHARACTERS} has no vocabulary; the flag does nothing, as then"
         yield "the network is Megatron's of v1.0 on, with LayerNorm before attention and MLP; until 2019 it was behind"
 
 
@@ -117,6 +120,8 @@ def _changes(config: pretrain.Config, generation: type[pretrain.Config], fields:
         changes["train_iters"] = DEFAULT_UPDATES
     if generation is July2019 and config.epochs is not None:
         changes["epochs"] = None  # --train-iters was the whole run then
+    if config.tokenizer_type == _CHARACTERS:
+        changes["tokenizer_model_type"] = None
     named = {"tokenizer", "vocab_file", "tokenizer_path", "tokenizer_model_type"} & fields
     if not named and config.tokenizer_type == "BertWordPieceTokenizer":
         changes["tokenizer_model_type"] = "bert-large-uncased"
