@@ -1,4 +1,5 @@
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabert.corpora import chunks, files
+from megabert.corpora import chunks, files, tables
 from megabert.corpora.document import BadLine, Document, good_documents
 
 TEXTS = ["First one. With two sentences.", 'Größe {["quoted\\ \\" \n line two', "力加勝北区\u2028not a line end"]
@@ -71,18 +72,48 @@ def test_bad_lines_are_named_and_do_not_stop(tmp_path):
 
 def test_damaged_element_of_tight_json_is_named_and_the_rest_read(tmp_path):
     path = tmp_path / "corpus.json"
-    path.write_text('[\n{"text": "a"},\n{"text": bad},\n{"text": "b"}, "c", {"text": "d"}\n]\n')
+    content = '[\n{"text": "a"},\n{"text": bad},\n{"text": "b"}, ["c"], {"text": "d"}, 3, null,\n{"body": "e"}, 4\n]\n'
+    path.write_text(content)
     items = list(files.read_documents(path))
     assert [item.text for item in items if isinstance(item, Document)] == ["a", "b", "d"]
-    assert [item.line for item in items if isinstance(item, BadLine)] == [3, 4]
+    bad = [item for item in items if isinstance(item, BadLine)]
+    assert [item.line for item in bad] == [3, 4, 4, 4, 5, 5]
+    starts = ['{"text": bad', '["c"]', "3, null", "null", '{"body"', "4\n"]
+    assert [int(item.reason.split()[-4]) for item in bad] == [content.index(start) for start in starts]
 
 
-def test_tight_json_cut_short_is_told(tmp_path):
+@pytest.mark.parametrize("end", ['{"text": "b', '{"text": "b"}', '{"text": "b"},\n', ""])
+def test_tight_json_cut_short_stops(tmp_path, end):
     path = tmp_path / "corpus.json"
-    path.write_text('[{"text": "a"},\n{"text": "b')
-    first, second = files.read_documents(path)
-    assert first == Document("a")
-    assert isinstance(second, BadLine) and second.line == 2
+    path.write_text('[{"text": "a"},\n' + end)
+    for start in (0, 15):
+        with pytest.raises(ValueError, match=r"corpus\.json is damaged or cut short"):
+            list(files.raw_chunks(path, 1, start))
+    path.write_text('[{"text": "a"},\n{"text": "b"}]\n')
+    assert [list(files.raw_chunks(path, 1, start)) for start in (30, 31)] == [[], []] or path.stat().st_size > 31
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"text": "a "mark" too", "n": "1}', '{"text": "no end"', '{"text": "one too many"}}']
+)
+def test_damaged_element_of_tight_json_hides_none_behind_it(tmp_path, damage):
+    path = tmp_path / "corpus.json"
+    good = [json.dumps({"text": f"number {number}"}) for number in range(20)]
+    path.write_text("[" + ", ".join([*good[:5], damage, *good[5:]]) + "]")
+    items = list(files.read_documents(path))
+    found = {item.text for item in items if isinstance(item, Document)}
+    assert len(found & {f"number {number}" for number in range(20)}) >= 19
+    assert any(isinstance(item, BadLine) for item in items)
+
+
+def test_tight_json_of_texts(tmp_path):
+    path = tmp_path / "corpus.json"
+    path.write_text(json.dumps([*TEXTS, " "]))
+    *documents, bad = files.read_documents(path)
+    assert documents == [Document(text) for text in TEXTS]
+    assert isinstance(bad, BadLine) and "the text is empty" in bad.reason
+    path.write_text('["Words in brackets"] are no array.\n\nNor is this.')
+    assert len(list(files.read_documents(path, text_layout="blank-lines"))) == 2
 
 
 def test_plain_text_documents_end_at_blank_lines(tmp_path):
@@ -272,3 +303,57 @@ def test_tsv_has_no_quotation_and_csv_other_signs(tmp_path):
     assert list(files.read_documents(path)) == [Document("One, two.")]
     (item,) = files.read_documents(path, text_key="body")
     assert str(item) == f"{path}: line 2: has no column 'body'; its columns are 'a', 'text'"
+
+
+cells = st.text(alphabet='ab",\n\r é', min_size=1).filter(str.strip)
+
+
+@settings(deadline=None)
+@given(texts=st.lists(cells, min_size=1, max_size=8), broken=st.integers(0, 8), chunk_bytes=st.integers(1, 60))
+def test_csv_as_it_is_written_and_with_a_broken_row(tmp_path_factory, texts, broken, chunk_bytes):
+    path = tmp_path_factory.mktemp("corpus") / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(["id", "text"])
+        for number, text in enumerate(texts):
+            if number == broken:
+                file.write('9,"a mark that nothing ends\n')
+            writer.writerow([number, text])
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(chunks, "_READ_BYTES", 11)
+    with monkey.context():
+        cuts = list(files.raw_chunks(path, chunk_bytes))
+        read = [item for chunk in cuts for item in chunks.parse_chunk(chunk)]
+        for index, chunk in enumerate(cuts):
+            later = [item for cut in files.raw_chunks(path, 1, chunk.end_offset) for item in chunks.parse_chunk(cut)]
+            assert later == [item for part in cuts[index + 1 :] for item in chunks.parse_chunk(part)]
+    assert [item.text for item in read if isinstance(item, Document)] == [text.strip() for text in texts]
+    assert len(read) - len(texts) == (broken < len(texts))
+
+
+@pytest.mark.parametrize("last", ["9,plain\n", '9,"quoted"\n'])
+def test_csv_mark_too_many_costs_its_row_only(tmp_path, last, monkeypatch):
+    monkeypatch.setattr(chunks, "_MAXIMUM_RECORD_BYTES", 2 << 20)
+    path = tmp_path / "table.csv"
+    path.write_text('id,text\n1,first\n2,"broken\n' + f"3,{'word ' * 20}\n" * 22_000 + '4,a,b\n5,"b" c\n' + last)
+    items = list(files.read_documents(path))
+    bad = [(item.line, item.reason.split(",")[0]) for item in items if isinstance(item, BadLine)]
+    broken = "a cell begins with a quotation mark"
+    assert bad == [(3, broken), (22_004, "has 3 cells"), (22_005, broken)]
+    assert len(items) == 22_005
+
+
+def test_csv_cell_of_any_length(tmp_path):
+    path = tmp_path / "table.csv"
+    text = "A long text, in many words.\n" * 100_000
+    path.write_text(f'id,text\n1,"{text}"\n2,short\n')
+    assert [item.text for item in files.read_documents(path)] == [text.strip(), "short"]
+    assert csv.field_size_limit() == 131_072
+
+
+def test_csv_whose_marks_are_nonsense_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_MOST_LOOKED_AT_AGAIN", 1 << 20)
+    path = tmp_path / "table.csv"
+    path.write_text("x,text\n" + 'a",x,"b\n' * 20_000)
+    with pytest.raises(ValueError, match=r"table\.csv: near line \d+: the quotation marks"):
+        list(files.read_documents(path))

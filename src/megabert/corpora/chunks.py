@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
-from megabert.corpora import lazy_folder
+from megabert.corpora import json_array, lazy_folder, tables
 from megabert.corpora.document import BadLine, Document
+from megabert.corpora.json_array import Array
+from megabert.corpora.tables import Rows
 
 Kind = Literal["loose", "tight", "paragraphs", "lines", "whole", "csv", "tsv", "lazy", "parquet"]
 
@@ -25,9 +25,7 @@ _READ_BYTES = 1 << 20
 # Memory must not follow the input: a longer JSON document is refused, a longer plain text is cut at a line's end.
 _MAXIMUM_RECORD_BYTES = 64 << 20
 _MAXIMUM_TEXT_BYTES = 1 << 20
-# Strings are jumped over whole, so that their brackets do not count; a quote alone is a string not read to its end.
-_JSON_MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\]]', re.DOTALL)
-_BETWEEN = b" \t\r\n,"
+_TOO_LONG = f"is longer than {_MAXIMUM_RECORD_BYTES >> 20} MiB, the most for one document; cut it into several"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,66 +52,18 @@ class Chunk:
     unit: str = "line"
 
 
-class _Array:
-    """Where the elements of a JSON array end, found as its bytes arrive; every byte is looked at once.
-
-    Positions count from the start of the buffer that is passed; the buffer begins behind the array's `[`.
-    """
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self.position = 0
-        self.last_end = 0
-
-    def ends(self, buffer: bytes | bytearray) -> Iterator[int]:
-        """Ends of the elements not given before."""
-        for mark in _JSON_MARK.finditer(buffer, self.position):
-            token = mark[0]
-            if token in (b"{", b"["):
-                self.depth += 1
-            elif token in (b"}", b"]"):
-                self.depth -= 1
-            elif token == b'"':
-                return
-            self.position = mark.end()
-            if self.depth <= 0 and token != b"]":
-                self.last_end = self.position
-                yield self.position
-
-    def drop(self, count: int) -> None:
-        """The first `count` bytes of the buffer are gone."""
-        self.position -= count
-        self.last_end -= count
-
-
-def _last_end(kind: Kind, buffer: bytearray, array: _Array) -> int:
+def _last_end(kind: Kind, buffer: bytearray, scan: Array | Rows | None) -> int:
     """The last place of `buffer` where a document surely ends; 0 if there is none yet."""
-    if kind == "tight":
-        for _ in array.ends(buffer):
-            pass
-        return array.last_end
+    if scan is not None:
+        return scan.last_end(buffer)
     if kind == "paragraphs":
         found = 0
         for blank in BLANK_LINE.finditer(buffer):
             found = blank.end()
         return found or buffer.find(b"\n", _MAXIMUM_TEXT_BYTES) + 1
-    if kind == "csv":
-        return _last_row_end(buffer)
     if kind == "whole":
         return buffer.find(b"\n", _MAXIMUM_TEXT_BYTES) + 1
     return buffer.rfind(b"\n") + 1
-
-
-def _last_row_end(buffer: bytearray) -> int:
-    """The last line break of a CSV file that stands outside quotation marks."""
-    inside = buffer.count(b'"') % 2 == 1
-    end = len(buffer)
-    while (place := buffer.rfind(b"\n", 0, end)) >= 0:
-        inside ^= buffer.count(b'"', place, end) % 2 == 1
-        if not inside:
-            return place + 1
-        end = place
-    return 0
 
 
 def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset: int) -> Iterator[Chunk]:
@@ -122,53 +72,80 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
     if kind in ("csv", "tsv"):
         header = file.readline(_READ_BYTES)
         start_offset = max(start_offset, len(header))
-    offset, line, buffer = _start(file, kind, start_offset, header)
-    array = _Array()
+    offset, line, buffer, last, in_array = _start(file, kind, start_offset, header)
+    scan = Array(closed=not in_array) if kind == "tight" else Rows(tables.delimiter(header)) if kind == "csv" else None
     ended = False
     while not ended:
         block = file.read(_READ_BYTES)
         ended = not block
         buffer += block
-        end = _last_end(kind, buffer, array)
+        try:
+            end = _last_end(kind, buffer, scan)
+            if end == 0 and isinstance(scan, Rows) and len(buffer) > _MAXIMUM_RECORD_BYTES:
+                end = scan.give_up(buffer)
+        except ValueError as error:
+            raise ValueError(f"{path}: near line {line}: {error}") from None
         if ended:
             end = len(buffer)
+            _check_end(path, scan, bytes(buffer.rstrip()[-1:]) or last)
         elif end == 0 and len(buffer) > _MAXIMUM_RECORD_BYTES:
-            problem = (
-                f"is longer than {_MAXIMUM_RECORD_BYTES >> 20} MiB, the most for one document; cut it into several"
-            )
             if kind == "tight":
-                raise ValueError(f"{path}: line {line}: an element of the array {problem}")
+                raise ValueError(f"{path}: line {line}: an element of the array {_TOO_LONG}")
             offset += len(buffer) + _skip_line(file)
+            if scan is not None:
+                scan.drop(len(buffer))
             buffer.clear()
-            yield Chunk(path, kind, line, offset, b"", problem)
+            yield Chunk(path, kind, line, offset, b"", _TOO_LONG)
             line += 1
             continue
         elif end < chunk_bytes and (end == 0 or len(buffer) < 2 * chunk_bytes):
             continue
         data = bytes(buffer[:end])
         del buffer[:end]
-        array.drop(end)
+        if scan is not None:
+            scan.drop(end)
         offset += end
+        last = data.rstrip()[-1:] or last
         if data.strip():
             yield Chunk(path, kind, line, offset, data, header=header)
         line += data.count(b"\n")
 
 
-def _start(file: IO[bytes], kind: Kind, start_offset: int, header: bytes) -> tuple[int, int, bytearray]:
-    """Go to the first document, behind a table's header; returns (offset, number of the line, bytes read already)."""
-    lines = header.count(b"\n")
-    left = start_offset - len(header)
-    while left > 0 and (block := file.read(min(left, _READ_BYTES))):
-        lines += block.count(b"\n")
-        left -= len(block)
-    if start_offset:
-        return start_offset, 1 + lines, bytearray()
-    head = file.read(_READ_BYTES)
+def _check_end(path: Path, scan: Array | Rows | None, last: bytes) -> None:
+    """Refuse an array that was cut short: what it lost cannot be counted."""
+    if isinstance(scan, Array) and not scan.closed and last != b"]":
+        raise ValueError(
+            f"{path} is damaged or cut short: it begins with [ and does not end with ]; get it anew, or mend its end"
+        )
+
+
+class _Start(NamedTuple):
+    """Where reading begins: `line` is the number of the line, `buffer` what was read already."""
+
+    offset: int
+    line: int
+    buffer: bytearray
+    last: bytes  # the last byte before it that is not white space
+    in_array: bool  # the file begins with `[`
+
+
+def _start(file: IO[bytes], kind: Kind, start_offset: int, header: bytes) -> _Start:
+    """Go to the first document, behind a table's header."""
+    head = file.read(_READ_BYTES if start_offset == 0 else min(start_offset - len(header), _READ_BYTES))
     body = head.removeprefix(BYTE_ORDER_MARK)
-    if kind == "tight" and body.lstrip(_BETWEEN).startswith(b"["):
-        body = body.lstrip(_BETWEEN)[1:]
-    passed = head[: len(head) - len(body)]
-    return len(passed), 1 + passed.count(b"\n"), bytearray(body)
+    in_array = kind == "tight" and body.lstrip().startswith(b"[")
+    if start_offset == 0:
+        body = body.lstrip()[1:] if in_array else body
+        passed = head[: len(head) - len(body)]
+        return _Start(len(passed), 1 + passed.count(b"\n"), bytearray(body), b"", in_array)
+    lines, last = header.count(b"\n"), b""
+    left = start_offset - len(header) - len(head)
+    while head:
+        lines += head.count(b"\n")
+        last = head.rstrip()[-1:] or last
+        head = file.read(min(left, _READ_BYTES))
+        left -= len(head)
+    return _Start(start_offset, 1 + lines, bytearray(), last, in_array)
 
 
 def _skip_line(file: IO[bytes]) -> int:
@@ -188,8 +165,8 @@ def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadL
     if chunk.kind in ("csv", "tsv"):
         return _read_table(chunk, text_key)
     if chunk.kind == "tight":
-        records = _elements(chunk)
-    elif chunk.kind == "paragraphs":
+        return _read_array(chunk, text_key)
+    if chunk.kind == "paragraphs":
         records = _paragraphs(chunk)
     elif chunk.kind == "whole":
         records = [(chunk.first_line, chunk.data)]
@@ -197,7 +174,7 @@ def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadL
         records = lazy_folder.pieces(chunk.data, chunk.sizes, chunk.first_line)
     else:
         records = enumerate(chunk.data.split(b"\n"), chunk.first_line)
-    read = _read_json if chunk.kind in ("loose", "tight") else _read_text
+    read = _read_json if chunk.kind == "loose" else _read_text
     items: list[Document | BadLine] = []
     for line, record in records:
         record = record.strip()
@@ -214,18 +191,6 @@ def parse_chunk(chunk: Chunk, *, text_key: str = "text") -> list[Document | BadL
         elif chunk.kind == "lazy":
             items.append(BadLine(chunk.path, line, "the text is empty", chunk.unit))
     return items
-
-
-def _elements(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
-    """(line, bytes) of each element of an array; what is no element shows as one that is not JSON."""
-    start, line, data = 0, chunk.first_line, chunk.data
-    for end in (*_Array().ends(data), len(data)):
-        element = data[start:end].lstrip(_BETWEEN)
-        line += data.count(b"\n", start, end - len(element))
-        if element.strip() != b"]":
-            yield line, element
-        line += element.count(b"\n")
-        start = end
 
 
 def _paragraphs(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
@@ -257,15 +222,63 @@ def _read_text(record: bytes, _text_key: str, line: int) -> Document:
 
 
 def _read_json(record: bytes, text_key: str, line: int) -> Document:
+    value = _decode(record)
+    if not isinstance(value, dict):
+        raise ValueError(f"is JSON but not an object: {record[:40].decode('utf-8', 'replace')}")
+    return _read_object(value, text_key, "key", line)
+
+
+def _decode(record: bytes) -> Any:
     try:
-        value: Any = json.loads(record.decode())
+        return json.loads(record.decode())
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} (character {error.pos + 1} of what must be one object)") from None
     except RecursionError:
         raise ValueError("is JSON nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"is JSON but not an object: {record[:40].decode('utf-8', 'replace')}")
-    return _read_object(value, text_key, "key", line)
+
+
+def _read_array(chunk: Chunk, text_key: str) -> list[Document | BadLine]:
+    """The elements of an array: objects with a text, or texts. Lines may be long, so a bad one's byte is told too."""
+    items: list[Document | BadLine] = []
+    line, counted = chunk.first_line, 0
+    for place, element, value in _values(chunk.data):
+        line += chunk.data.count(b"\n", counted, place)
+        counted = place
+        bad_line = line
+        try:
+            if isinstance(value, UnicodeDecodeError):
+                bad_line += element.count(b"\n", 0, value.start)
+                raise ValueError(f"is not UTF-8 (byte {element[value.start]:#04x})")
+            if isinstance(value, ValueError):
+                raise value
+            if isinstance(value, str):
+                value = {text_key: value}
+            if not isinstance(value, dict):
+                raise ValueError(f"is JSON but neither an object nor a text: {element[:40].decode('utf-8', 'replace')}")
+            items.append(_read_object(value, text_key, "key", line))
+        except ValueError as error:
+            at = chunk.end_offset - len(chunk.data) + place
+            items.append(BadLine(chunk.path, bad_line, f"{error}; it begins at byte {at} of the file"))
+    return items
+
+
+def _values(data: bytes) -> Iterator[tuple[int, bytes, Any]]:
+    """(place, bytes, value) of each element of an array; the error in place of a value where it is not JSON."""
+    for place, element in json_array.elements(data):
+        value = _value(element)
+        within = list(json_array.objects_within(element)) if isinstance(value, ValueError) else []
+        if len(within) < 2:
+            yield place, element, value
+        else:
+            for start, part in within:
+                yield place + start, part, _value(part)
+
+
+def _value(element: bytes) -> Any:
+    try:
+        return _decode(element)
+    except ValueError as error:
+        return error
 
 
 def _read_object(value: dict[str, Any], text_key: str, what: str, line: int) -> Document:
@@ -286,26 +299,24 @@ def _read_object(value: dict[str, Any], text_key: str, what: str, line: int) -> 
 
 
 def _read_table(chunk: Chunk, text_key: str) -> list[Document | BadLine]:
-    """The rows of a table; in CSV a cell in quotation marks may hold line breaks, in TSV marks are text."""
+    quoted = chunk.kind == "csv"
     try:
-        header = chunk.header.removeprefix(BYTE_ORDER_MARK).decode()
-        delimiter = "\t" if chunk.kind == "tsv" else max(",;\t", key=header.count)
+        columns = tables.columns(chunk.header.removeprefix(BYTE_ORDER_MARK), quoted=quoted)
     except UnicodeDecodeError:
         return [BadLine(chunk.path, 1, "is not UTF-8; the names of the columns stand there")]
-    quoting = csv.QUOTE_NONE if chunk.kind == "tsv" else csv.QUOTE_MINIMAL
-    columns = next(csv.reader([header], delimiter=delimiter, quoting=quoting), [])
-    # Bytes that are no UTF-8 become lone surrogates, which no text may hold: their rows are bad, the others are not.
-    text = io.StringIO(chunk.data.decode("utf-8", "surrogateescape"), newline="")
-    rows = csv.reader(text, delimiter=delimiter, quoting=quoting)
     items: list[Document | BadLine] = []
-    line = 0
-    while True:
-        line = chunk.first_line + rows.line_num
+    try:
+        rows = tables.rows(chunk.data, chunk.header, quoted=quoted)
+    except ValueError as error:
+        raise ValueError(f"{chunk.path}: near line {chunk.first_line}: {error}") from None
+    for lines, cells in rows:
+        line = chunk.first_line + lines
         try:
-            row = next(rows)
-            if row:
-                items.append(_read_object(dict(zip(columns, row, strict=False)), text_key, "column", line))
-        except StopIteration:
-            return items
-        except (ValueError, csv.Error) as error:
+            if isinstance(cells, str):
+                raise ValueError(cells)
+            if any(cells[len(columns) :]):
+                raise ValueError(f"has {len(cells)} cells, but the first line names {len(columns)} columns")
+            items.append(_read_object(dict(zip(columns, cells, strict=False)), text_key, "column", line))
+        except ValueError as error:
             items.append(BadLine(chunk.path, line, str(error)))
+    return items

@@ -30,6 +30,7 @@ _REFUSED = {
     b"ARROW1": "an Arrow file",
 }  # fmt: skip
 _TIGHT_START = re.compile(rb"\[\s*[{\]]")
+_TEXTS_START = re.compile(rb'\[\s*"(?:[^"\\\n]|\\.)*+(?:"\s*[,\]]|\Z)')
 # An article a line is far longer than a line of wrapped or sentence-a-line text.
 _ARTICLE_CHARACTERS = 250
 
@@ -179,12 +180,11 @@ def open_bytes(path: Path, *, any_encoding: bool = False, any_content: bool = Fa
 def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout = "auto") -> chunks.Kind:
     """What lies in a file: `loose` or `tight` JSON, a table (`csv`, `tsv`), or text of `paragraphs` or `lines`.
 
-    The content decides: `[` and then `{` is a tight array, `{` is loose JSON, anything else is text. A name that
-    ends in `.jsonl` (before `.gz` and the like) is JSON although its first line may be damaged, one in `.csv` or
-    `.tsv` a table whose first line names its columns. Text is what BERT's
-    own tools expect: a blank line ends a document. Where the first MiB has no blank line, every line is a document
-    if lines are long (250 bytes on average, an article a line), and the whole file is one document otherwise
-    (a sentence a line).
+    The content decides: `[` and then `{` or a JSON string is a tight array, `{` is loose JSON, anything else is
+    text. A name that ends in `.jsonl` (before `.gz` and the like) is JSON although its first line may be damaged,
+    one in `.csv` or `.tsv` a table whose first line names its columns. Text is what BERT's own tools expect: a
+    blank line ends a document. Where the first MiB has no blank line, every line is a document if lines are long
+    (250 bytes on average, an article a line), and the whole file is one document otherwise (a sentence a line).
 
     Args:
         loose_json: True or False when the user says that the file is loose or tight JSON.
@@ -217,6 +217,8 @@ def detect(path: Path, loose_json: bool | None = None, text_layout: TextLayout =
         return "tight"
     if start.startswith(b"{") or any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes[-2:]):
         return "loose"
+    if _TEXTS_START.match(start):
+        return "tight"
     if text_layout != "auto":
         return _LAYOUTS[text_layout]
     body = start.rstrip()
