@@ -7,6 +7,7 @@ from a stream that is a function of (seed, the module's name), and the part that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from megabert.parallel.streams import mixed
 Initialise = Callable[[nn.Module], None]
 """Draws a module's own parameters and buffers in place, from torch's default generator of the CPU."""
 
+Given = Mapping[str, Callable[[Tensor], None]]
+"""Of weights by name, what writes a whole weight over the numbers that were drawn for it."""
+
 
 @torch.no_grad()
 def fill(
@@ -30,6 +34,7 @@ def fill(
     places: Mapping[str, Placed] | None = None,
     layout: Layout | None = None,
     rank: int = 0,
+    given: Given | None = None,
 ) -> None:
     """Give a model on the meta device memory on `device`, and its initial weights.
 
@@ -38,6 +43,7 @@ def fill(
             `fully_shard`'s).
         places: of each parameter; left out, all are whole.
         rank: of this process, where there are places.
+        given: weights that are not drawn, of a checkpoint, say; asked for one at a time.
     """
     layout = layout or Layout()
     _give_memory(model, device)
@@ -47,9 +53,19 @@ def fill(
     try:
         for name, module in _children_first(model):
             torch.manual_seed(mixed("weights", seed, name))
-            _fill_module(module, initialise, by_parameter, done, layout.place(rank), layout)
+            drawn = partial(_draw, initialise, given or {}, name)
+            _fill_module(module, drawn, by_parameter, done, layout.place(rank), layout)
     finally:
         torch.set_rng_state(before)
+
+
+def _draw(initialise: Initialise, given: Given, prefix: str, module: nn.Module) -> None:
+    """Draw a module's own parameters, and write over those that are given."""
+    initialise(module)
+    for name, parameter in module._parameters.items():
+        write = given.get(f"{prefix}.{name}" if prefix else name)
+        if parameter is not None and write is not None:
+            write(parameter.data)
 
 
 def _give_memory(model: nn.Module, device: torch.device) -> None:

@@ -164,13 +164,16 @@ def _time(plan: Plan) -> Iterator[str]:
 
 def as_search(plans: Sequence[Plan], most: int = 10) -> Iterator[str]:
     """The layouts that fit, fastest first, as a table."""
-    rows = [["tensor", "pipeline", "data", "sharding", "recomputation", "peak GB", "step ms", "tokens/s", "efficiency"]]
+    rows = [["tensor", "pipeline", "data", "sharding", "pieces", "sequence", "recomputation", "peak GB", "step ms",
+             "tokens/s", "efficiency"]]  # fmt: skip
     for plan in plans[:most]:
         layout = plan.subject.layout
         rows.append(
-            [str(layout.tensor), str(layout.pipeline), str(layout.data), layout.sharding,
-             recomputation_of(plan.subject), _gb(plan.peak), f"{plan.times.step * 1e3:,.1f}", f"{plan.tokens:,.0f}",
-             f"{plan.efficiency:.0%}"]
+            [
+                *map(str, (layout.tensor, layout.pipeline, layout.data, layout.sharding, layout.virtual)),
+                "yes" if layout.sequence_parallel else "no", recomputation_of(plan.subject), _gb(plan.peak),
+                f"{plan.times.step * 1e3:,.1f}", f"{plan.tokens:,.0f}", f"{plan.efficiency:.0%}",
+            ]
         )  # fmt: skip
     yield from table(rows)
 

@@ -21,7 +21,7 @@ from megabert.parallel.reduce import MeshExchange
 from megabert.parallel.stages import Place, places_of
 from megabert.parallel.styles import Plan
 from megabert.parallel.tied import Tie
-from megabert.parallel.weights import Initialise
+from megabert.parallel.weights import Given, Initialise
 from megabert.training.batch_sizes import sizes_of
 from megabert.training.engine import Engine, LocalEngine
 from megabert.training.objective import Objective
@@ -72,6 +72,7 @@ def make_parallel_step(
     initialise: Initialise | None,
     prepare: Callable[[nn.Module], None] | None = None,
     rates: Rates = lambda _: 1.0,
+    given: Given | None = None,
 ) -> tuple[TrainingStep, Applied]:
     """`training.step.make_step` for a model that many processes share.
 
@@ -80,6 +81,7 @@ def make_parallel_step(
         initialise: draws a module's own weights; see `parallel.weights.fill`.
         prepare: called with the model as it is here, or with each of its stages: sets recomputation, for example.
         rates: of weights that learn faster or slower than others.
+        given: weights that are not drawn; see `parallel.weights.fill`.
 
     Raises:
         ValueError: options that exclude each other, or a matrix that does not divide.
@@ -101,7 +103,7 @@ def make_parallel_step(
         if initialise is not None:
             weights.fill(
                 part, initialise, seed=options.seed, device=device, places=applied.places, layout=layout,
-                rank=dist.get_rank(),
+                rank=dist.get_rank(), given=given,
             )  # fmt: skip
         if prepare is not None:
             prepare(part)

@@ -36,6 +36,8 @@ from megabert.training.watch import Hub, Watch
 SLOW = 2.0
 """A rank that multiplies matrices this many times slower than the median is named."""
 
+MEASURED_SECONDS = 0.2
+
 
 class World:
     """All processes of a job, from the inside of one.
@@ -129,15 +131,19 @@ class World:
 
 
 def _matrix_rate(device: torch.device) -> float:
-    """Floating point operations a second of this process, the best of a few short tries."""
+    """Floating point operations a second of this process.
+
+    The mean over many of a scheduler's turns: a process that shares its core is as fast as any while it has it.
+    """
     size = 4096 if device.type == "cuda" else 256
     one = torch.ones(size, size, device=device)
-    best = 0.0
-    for _ in range(6):
-        begin = time.perf_counter()
+    (one @ one)[0, 0].item()  # the first one loads the library
+    made, begin, seconds = 0, time.perf_counter(), 0.0
+    while seconds < MEASURED_SECONDS:
         (one @ one)[0, 0].item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - begin))
-    return best
+        made += 1
+        seconds = time.perf_counter() - begin
+    return 2 * size**3 * made / seconds
 
 
 def backend_of(chosen: str | None, device: torch.device) -> str:

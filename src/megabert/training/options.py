@@ -219,7 +219,8 @@ class RunOptions:
     )
     load: Path | None = option(
         None,
-        "go on from this checkpoint: a run folder (its newest) or one of its checkpoints/step-* folders",
+        "go on from this checkpoint: a run folder (its newest) or one of its checkpoints/step-* folders; with "
+        "--finetune also the weights of a checkpoint of any other format, by path or name",
         metavar="FOLDER",
         example="runs/small/checkpoints/step-00010000",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
+from megabert.commands.pretrain.beginning import foreign, has_begun, weights_of
 from megabert.commands.pretrain.parts import alone, bare_model, layout_for, together
 from megabert.commands.pretrain.results import describe, export, test, whole_weights
 from megabert.commands.pretrain.rows import identity_of, indexed_data, named_data, stack_for, tokenizer_for
@@ -88,7 +89,9 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     device = chosen_device(config.device, local_rank)
     check_kernel(config.attention_implementation, device, config.attention_dropout)
     # A --load that is not there is said now, not after the text was tokenized.
-    resume.beginning(resume.Checkpoints(folder / "checkpoints"), config.load, say=lambda _: None)
+    source = foreign(config)
+    own = config if source is None else dataclasses.replace(config, load=None)
+    resume.beginning(resume.Checkpoints(folder / "checkpoints"), own.load, say=lambda _: None)
 
     cache = config.data_cache_path or folder.parent / "cache"
     with world.first() if world else nullcontext():
@@ -105,12 +108,13 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     model = bare_model(config, tokenizer)
     described = list(describe(model, tokenizer, sets, config, device, layout))
     make = partial(alone, device=device) if world is None else partial(together, layout, world, device=device)
-    objective, step, team = make(model, config)
+    given, told = ({}, []) if source is None or has_begun(folder) else weights_of(source, config, model, tokenizer)
+    objective, step, team = make(model, config, given)
     trainer = Trainer(
-        model, objective, sets.train, sets.valid, config, folder=folder, device=device, identity=identity,
+        model, objective, sets.train, sets.valid, own, folder=folder, device=device, identity=identity,
         stack=stack_for(config, layout), train_step=step, team=team,
     )  # fmt: skip
-    for line in (*described, *remarks(config, layout, world.hosts if world else ())):
+    for line in (*told, *described, *remarks(config, layout, world.hosts if world else ())):
         print(line, flush=True)
     outcome = trainer.fit(accepted=partial(_write_settings, config, tokenizer, folder))
     if outcome.step and not trainer.progress.learned:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from megabert.commands.pretrain.command import Config
     from megabert.models.losses import PretrainingObjective
     from megabert.parallel.mesh import Layout
+    from megabert.parallel.weights import Given
     from megabert.tokenization.base import Tokenizer
     from megabert.training.distributed import World
     from megabert.training.step import TrainingStep
@@ -58,21 +59,31 @@ def bare_model(config: Config, tokenizer: Tokenizer) -> MegatronBertForPreTraini
 
 
 def alone(
-    model: MegatronBertForPreTraining, config: Config, *, device: torch.device
+    model: MegatronBertForPreTraining, config: Config, given: Given, *, device: torch.device
 ) -> tuple[PretrainingObjective, TrainingStep | None, Team | None]:
-    """What the trainer needs when this process has the whole model; the trainer makes its step itself."""
+    """What the trainer needs when this process has the whole model; the trainer makes its step itself.
+
+    Args:
+        given: weights that are not drawn.
+    """
     import torch
 
     from megabert.models.losses import PretrainingObjective
     from megabert.parallel import weights
 
-    weights.fill(model, model._init_weights, seed=config.seed, device=device)
+    weights.fill(model, model._init_weights, seed=config.seed, device=device, given=given)
     torch.manual_seed(config.seed)
     return PretrainingObjective(config.pairs), None, None
 
 
 def together(
-    layout: Layout, world: World, model: MegatronBertForPreTraining, config: Config, *, device: torch.device
+    layout: Layout,
+    world: World,
+    model: MegatronBertForPreTraining,
+    config: Config,
+    given: Given,
+    *,
+    device: torch.device,
 ) -> tuple[PretrainingObjective, TrainingStep | None, Team | None]:
     """What the trainer needs when this process has a part of the model."""
     from megabert.models.bert import plan
@@ -99,7 +110,7 @@ def together(
     tied = plan.STAGES.tied(model) if layout.pipeline > 1 else {}
     step, applied = make_parallel_step(
         model, objective, config, Parallel(layout, mesh, plan, config.num_layers, config.overlap_grad_reduce),
-        device=device, initialise=model._init_weights, prepare=prepare,
+        device=device, initialise=model._init_weights, prepare=prepare, given=given,
     )  # fmt: skip
     seed_streams(config.seed, mesh)
     copies = {copy: name for copy, name in tied.items() if copy in applied.places}

@@ -1,0 +1,120 @@
+"""A checkpoint of any format as the beginning of a pretraining: its weights, in the parts that a process has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megabert import MegatronBertForPreTraining
+    from megabert.commands.pretrain.command import Config
+    from megabert.formats.checkpoint import LazyTensor
+    from megabert.formats.encoder import Encoder
+    from megabert.parallel.weights import Given
+    from megabert.tokenization.base import Tokenizer
+
+_FLAGS = {
+    "num_hidden_layers": "--num-layers", "hidden_size": "--hidden-size", "num_attention_heads": "--num-attention-heads",
+    "intermediate_size": "--intermediate-size", "max_position_embeddings": "--max-position-embeddings",
+    "hidden_act": "--gelu", "type_vocab_size": "two sentence types",
+}  # fmt: skip
+_BY_WORD = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias", "cls.predictions.decoder.weight",
+            "cls.predictions.decoder.bias")  # fmt: skip
+
+
+def foreign(config: Config) -> str | None:
+    """What `--load` names, where it is a checkpoint of another program; None where it is none, or of a run of ours.
+
+    Raises:
+        ValueError: it is, and its weights alone were not asked for.
+    """
+    from megabert.formats import named
+    from megabert.formats.open import look
+
+    if config.load is None:
+        return None
+    path = config.load.expanduser()
+    ours = path.is_dir() and look(path).kind in ("run", "checkpoint")
+    if ours or not (path.exists() or named.stands_for(str(config.load))):
+        return None
+    if path.exists() and look(path).kind not in ("foreign", "model"):
+        return None
+    if not config.finetune:
+        raise ValueError(
+            f"--load: {config.load} is no run of this package, so there is nothing to go on from but its weights: "
+            "add --finetune to begin with them at step 0"
+        )
+    return str(config.load)
+
+
+def weights_of(
+    source: str, config: Config, model: MegatronBertForPreTraining, tokenizer: Tokenizer
+) -> tuple[Given, list[str]]:
+    """The weights of a checkpoint for this model, and lines that tell what was found.
+
+    Args:
+        model: on the meta device, or anywhere: only names and shapes are looked at.
+
+    Raises:
+        ValueError: it is of another size, misses weights of the encoder, or has another vocabulary.
+        OSError: it cannot be read.
+    """
+    from megabert.formats.encoder import check_vocabulary, open_encoder
+
+    encoder = open_encoder(source, heads=config.num_attention_heads)
+    _check_sizes(encoder, model.config)
+    warnings = check_vocabulary(encoder, tokenizer)
+    given: dict[str, Callable[[Tensor], None]] = {}
+    fresh: list[str] = []
+    for names, target in _tied(model):
+        name = next((name for name in names if name in encoder.tensors), None)
+        if name is None and names[0].startswith(("cls.", "bert.pooler.")):
+            fresh.append(names[0])
+            continue
+        if name is None:
+            raise ValueError(f"--load: {source} has no {names[0]}; it is no whole encoder")
+        tensor = encoder.tensors[name]
+        there, here = tuple(tensor.shape), tuple(target.shape)
+        # Rows beyond the vocabulary are padding, and each program pads in its own way.
+        if there != here and not (name in _BY_WORD and there[1:] == here[1:]):
+            raise ValueError(f"--load: {source}: {name} is {list(there)}, where this model needs {list(here)}")
+        given |= dict.fromkeys(names, partial(_copy_rows, tensor))
+    lines = [f"starting from the weights of {source}", *encoder.notes, *warnings]
+    if fresh:
+        lines.append(f"fresh, with random weights: {', '.join(fresh)}")
+    return given, lines
+
+
+def _tied(model: MegatronBertForPreTraining) -> Iterator[tuple[list[str], Tensor]]:
+    """Each parameter with all its names."""
+    names: dict[int, list[str]] = {}
+    parameters = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        parameters[id(parameter)] = parameter
+    for key, parameter in parameters.items():
+        yield names[key], parameter
+
+
+def _check_sizes(encoder: Encoder, config: Any) -> None:
+    for field, flag in _FLAGS.items():
+        there, here = encoder.config.get(field), getattr(config, field)
+        if there is not None and there != here:
+            raise ValueError(
+                f"--load: {encoder.source} has {field} {there}, but this run {here}: give the checkpoint's ({flag})"
+            )
+
+
+def _copy_rows(source: LazyTensor, target: Tensor) -> None:
+    loaded = source.load()
+    rows = min(len(loaded), len(target))
+    target[:rows].copy_(loaded[:rows])
+
+
+def has_begun(folder: Path) -> bool:
+    """There are checkpoints of the run itself, which go before what it began with."""
+    return any((folder / "checkpoints").glob("step-*"))
