@@ -113,7 +113,7 @@ def test_tight_json_of_texts(tmp_path):
     assert documents == [Document(text) for text in TEXTS]
     assert isinstance(bad, BadLine) and "the text is empty" in bad.reason
     path.write_text('["Words in brackets"] are no array.\n\nNor is this.')
-    assert len(list(files.read_documents(path, text_layout="blank-lines"))) == 2
+    assert [item.text[:6] for item in files.read_documents(path) if isinstance(item, Document)] == ['["Word', "Nor is"]
 
 
 def test_plain_text_documents_end_at_blank_lines(tmp_path):
@@ -357,3 +357,30 @@ def test_csv_whose_marks_are_nonsense_ends(tmp_path, monkeypatch):
     path.write_text("x,text\n" + 'a",x,"b\n' * 20_000)
     with pytest.raises(ValueError, match=r"table\.csv: near line \d+: the quotation marks"):
         list(files.read_documents(path))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            ['{"text": "a"}', '", {"text": "b"}', '"text"', '"', ",", "\n", "{", "}", "[", "]", '""', ',"']
+        ),
+        max_size=30,
+    ),
+    name=st.sampled_from(["a.json", "a.csv"]),
+    chunk_bytes=st.integers(1, 30),
+)
+def test_damage_reads_the_same_however_it_is_cut_and_resumed(tmp_path_factory, parts, name, chunk_bytes):
+    path = tmp_path_factory.mktemp("corpus") / name
+    path.write_text("".join(["[" if name == "a.json" else "id,text\n", *parts, "]"]))
+    options = {"loose_json": False if name == "a.json" else None}
+    whole = list(files.read_documents(path, **options))
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(chunks, "_READ_BYTES", 9)
+    with monkey.context():
+        cuts = [(cut, chunks.parse_chunk(cut)) for cut in files.raw_chunks(path, chunk_bytes, **options)]
+        for index, (cut, _) in enumerate(cuts):
+            later = files.raw_chunks(path, chunk_bytes, cut.end_offset, **options)
+            rest = [item for _, items in cuts[index + 1 :] for item in items]
+            assert [item for other in later for item in chunks.parse_chunk(other)] == rest
+    assert [item for _, items in cuts for item in items] == whole

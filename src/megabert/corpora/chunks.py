@@ -73,7 +73,7 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
         header = file.readline(_READ_BYTES)
         start_offset = max(start_offset, len(header))
     offset, line, buffer, last, in_array = _start(file, kind, start_offset, header)
-    scan = Array(closed=not in_array) if kind == "tight" else Rows(tables.delimiter(header)) if kind == "csv" else None
+    scan = Array() if kind == "tight" else Rows(tables.delimiter(header)) if kind == "csv" else None
     ended = False
     while not ended:
         block = file.read(_READ_BYTES)
@@ -87,7 +87,7 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
             raise ValueError(f"{path}: near line {line}: {error}") from None
         if ended:
             end = len(buffer)
-            _check_end(path, scan, bytes(buffer.rstrip()[-1:]) or last)
+            _check_end(path, in_array, bytes(buffer.rstrip()[-1:]) or last)
         elif end == 0 and len(buffer) > _MAXIMUM_RECORD_BYTES:
             if kind == "tight":
                 raise ValueError(f"{path}: line {line}: an element of the array {_TOO_LONG}")
@@ -111,9 +111,9 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
         line += data.count(b"\n")
 
 
-def _check_end(path: Path, scan: Array | Rows | None, last: bytes) -> None:
+def _check_end(path: Path, in_array: bool, last: bytes) -> None:
     """Refuse an array that was cut short: what it lost cannot be counted."""
-    if isinstance(scan, Array) and not scan.closed and last != b"]":
+    if in_array and last != b"]":
         raise ValueError(
             f"{path} is damaged or cut short: it begins with [ and does not end with ]; get it anew, or mend its end"
         )

@@ -30,7 +30,7 @@ _REFUSED = {
     b"ARROW1": "an Arrow file",
 }  # fmt: skip
 _TIGHT_START = re.compile(rb"\[\s*[{\]]")
-_TEXTS_START = re.compile(rb'\[\s*"(?:[^"\\\n]|\\.)*+(?:"\s*[,\]]|\Z)')
+_TEXTS_START = re.compile(rb'\[\s*"(?:[^"\\\n]|\\.)*+(?:"\s*(?:,|\]\s*\Z)|\Z)')
 # An article a line is far longer than a line of wrapped or sentence-a-line text.
 _ARTICLE_CHARACTERS = 250
 

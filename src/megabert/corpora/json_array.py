@@ -16,14 +16,12 @@ _BETWEEN = re.compile(rb"[\s,]*+(?:\][\s,]*+(?:\[[\s,]*+)?)?")
 class Array:
     """Where the elements of a JSON array end, found as its bytes arrive; every byte is looked at once.
 
-    Positions count from the start of the buffer that is passed; the buffer begins behind the array's `[`.
-
-    Attributes:
-        closed: the array's `]` was seen. What another array behind it holds counts as the same array's.
+    Positions count from the start of the buffer that is passed; the buffer begins behind the array's `[`, or behind an
+    element. What another array behind the first one holds counts as the same array's.
     """
 
-    def __init__(self, *, closed: bool = False) -> None:
-        self.closed = closed
+    def __init__(self) -> None:
+        self._closed = False  # the array's `]` stands behind the last element
         self._depth = self._position = self._last_end = 0
 
     def ends(self, buffer: bytes | bytearray) -> Iterator[int]:
@@ -33,8 +31,8 @@ class Array:
             if token == b'"':
                 return
             self._position = mark.end()
-            if self._depth == 0 and (token == b"]" or (token == b"[" and self.closed)):
-                self.closed = token == b"]"
+            if self._depth == 0 and (token == b"]" or (token == b"[" and self._closed)):
+                self._closed = token == b"]"
                 continue
             if token in (b"{", b"["):
                 self._depth += 1
@@ -42,6 +40,7 @@ class Array:
                 self._depth = max(0, self._depth - 1)
             if self._depth == 0:
                 self._last_end = self._position
+                self._closed = False
                 yield self._position
 
     def last_end(self, buffer: bytes | bytearray) -> int:
