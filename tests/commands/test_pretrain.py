@@ -280,7 +280,7 @@ def test_what_plain_transformers_cannot_express_is_said(corpus, finished, tmp_pa
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_first_step_is_one_line_and_keeps_what_was_tokenized(corpus, tmp_path, number, status):
     text = tmp_path / "long.jsonl"
-    text.write_text(corpus.read_text() * 4000)
+    text.write_text(corpus.read_text() * 8000)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
@@ -291,7 +291,7 @@ def test_a_signal_before_the_first_step_is_one_line_and_keeps_what_was_tokenized
     )
     assert process.stdout is not None
     assert any(line.startswith("tokenizing") for line in process.stdout)
-    time.sleep(1)
+    time.sleep(0.2)
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status

@@ -231,6 +231,7 @@ def test_who_does_not_come_is_named():
 
 
 def lost():
+    print("looking", flush=True)
     with world(60):
         pass
 
@@ -238,9 +239,11 @@ def lost():
 def test_who_finds_nobody_can_be_interrupted():
     environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     job = Job(lost, 1, environment=environment)
-    time.sleep(2)
+    while "looking" not in (job.folder / "0.out").read_text():
+        time.sleep(0.02)
+    time.sleep(1)
     job.kill(0, signal.SIGINT)
-    assert "KeyboardInterrupt" in job.wait(5)[0].errors
+    assert "KeyboardInterrupt" in job.wait(20)[0].errors
 
 
 def test_a_name_that_nobody_knows_is_said_in_one_line(monkeypatch):

@@ -108,9 +108,9 @@ def run_folder(tree: Settings, read: set[str]) -> Path:
         version = told.get("version") or os.environ.get("NEMO_EXPM_VERSION")
         if version is None and not resumes:
             numbered = f"version_{len(list(folder.glob('version_*')))}"
-            version = time.strftime("%Y-%m-%d_%H-%M-%S") if told.get("use_datetime_version", True) else numbered
+            version = _moment(folder) if told.get("use_datetime_version", True) else numbered
         folder = folder / str(version) if version is not None else folder
-    there = any((folder / "checkpoints").glob("step-*"))
+    there = _begun(folder)
     if resumes and not there and not told.get("resume_ignore_no_checkpoint"):
         raise ValueError(f"exp_manager.resume_if_exists: {folder} holds no checkpoints; "
                          "exp_manager.resume_ignore_no_checkpoint=true starts anew then")  # fmt: skip
@@ -118,6 +118,20 @@ def run_folder(tree: Settings, read: set[str]) -> Path:
         raise ValueError(f"{folder} holds a run already: exp_manager.resume_if_exists=true goes on with it; or name "
                          "another folder")  # fmt: skip
     return folder
+
+
+def _begun(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("step-*"))
+
+
+def _moment(folder: Path) -> str:
+    """A version named by the time; the second run of a second is another one."""
+    stamp, number = time.strftime("%Y-%m-%d_%H-%M-%S"), 1
+    version = stamp
+    while _begun(folder / version):
+        number += 1
+        version = f"{stamp}_{number}"
+    return version
 
 
 def _trainer(tree: Settings, read: set[str], notices: list[str]) -> dict[str, Any]:
