@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing in the tests may reach for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell that starts the tests in the background lets them, and all that they start, ignore this signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEVERAL_PROCESSES = Path(__file__).parent / "distributed"
 
