@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,10 +37,7 @@ def foreign(config: Config) -> str | None:
     if config.load is None:
         return None
     path = config.load.expanduser()
-    ours = path.is_dir() and look(path).kind in ("run", "checkpoint")
-    if ours or not (path.exists() or named.stands_for(str(config.load))):
-        return None
-    if path.exists() and look(path).kind not in ("foreign", "model"):
+    if not (look(path).kind in ("foreign", "model") if path.exists() else named.stands_for(str(config.load))):
         return None
     if not config.finetune:
         raise ValueError(
@@ -70,7 +66,10 @@ def weights_of(
     warnings = check_vocabulary(encoder, tokenizer)
     given: dict[str, Callable[[Tensor], None]] = {}
     fresh: list[str] = []
-    for names, target in _tied(model):
+    tied: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(parameter, []).append(name)
+    for target, names in tied.items():
         name = next((name for name in names if name in encoder.tensors), None)
         if name is None and names[0].startswith(("cls.", "bert.pooler.")):
             fresh.append(names[0])
@@ -89,17 +88,6 @@ def weights_of(
     return given, lines
 
 
-def _tied(model: MegatronBertForPreTraining) -> Iterator[tuple[list[str], Tensor]]:
-    """Each parameter with all its names."""
-    names: dict[int, list[str]] = {}
-    parameters = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-        parameters[id(parameter)] = parameter
-    for key, parameter in parameters.items():
-        yield names[key], parameter
-
-
 def _check_sizes(encoder: Encoder, config: Any) -> None:
     for field, flag in _FLAGS.items():
         there, here = encoder.config.get(field), getattr(config, field)
@@ -113,8 +101,3 @@ def _copy_rows(source: LazyTensor, target: Tensor) -> None:
     loaded = source.load()
     rows = min(len(loaded), len(target))
     target[:rows].copy_(loaded[:rows])
-
-
-def has_begun(folder: Path) -> bool:
-    """There are checkpoints of the run itself, which go before what it began with."""
-    return any((folder / "checkpoints").glob("step-*"))

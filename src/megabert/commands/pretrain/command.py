@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
-from megabert.commands.pretrain.beginning import foreign, has_begun, weights_of
+from megabert.commands.pretrain.beginning import foreign, weights_of
 from megabert.commands.pretrain.parts import alone, bare_model, layout_for, together
 from megabert.commands.pretrain.results import describe, export, test, whole_weights
 from megabert.commands.pretrain.rows import identity_of, indexed_data, named_data, stack_for, tokenizer_for
@@ -91,7 +91,8 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     # A --load that is not there is said now, not after the text was tokenized.
     source = foreign(config)
     own = config if source is None else dataclasses.replace(config, load=None)
-    resume.beginning(resume.Checkpoints(folder / "checkpoints"), own.load, say=lambda _: None)
+    checkpoints = resume.Checkpoints(folder / "checkpoints")
+    resume.beginning(checkpoints, own.load, say=lambda _: None)
 
     cache = config.data_cache_path or folder.parent / "cache"
     with world.first() if world else nullcontext():
@@ -108,7 +109,7 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     model = bare_model(config, tokenizer)
     described = list(describe(model, tokenizer, sets, config, device, layout))
     make = partial(alone, device=device) if world is None else partial(together, layout, world, device=device)
-    given, told = ({}, []) if source is None or has_begun(folder) else weights_of(source, config, model, tokenizer)
+    given, told = ({}, []) if source is None or checkpoints.steps() else weights_of(source, config, model, tokenizer)
     objective, step, team = make(model, config, given)
     trainer = Trainer(
         model, objective, sets.train, sets.valid, own, folder=folder, device=device, identity=identity,
