@@ -183,8 +183,7 @@ class IntentSlot(Task):
                 intent[0] = intents.get(example.intent, NO_LABEL) if row.first else NO_LABEL
                 numbers = [slots.get(tag, NO_LABEL) for tag in example.tags]
                 labels = {"intent_labels": intent, "slot_labels": row.labels(numbers)}
-            made.append(Features(example=row.text, input_ids=row.input_ids, token_type_ids=row.token_type_ids,
-                                 labels=labels, facts=row.answers))  # fmt: skip
+            made.append(row.features(labels))
         return made
 
     def rows_of(self, outputs: Any) -> list[np.ndarray]:  # noqa: D102

@@ -196,8 +196,7 @@ class Punctuation(Task):
             tags = examples[row.text].tags
             names = ("mark_labels", "case_labels") if tags else ()
             labels = {name: row.labels([numbers[at][tag[at]] for tag in tags]) for at, name in enumerate(names)}
-            made.append(Features(example=row.text, input_ids=row.input_ids, token_type_ids=row.token_type_ids,
-                                 labels=labels, facts=row.answers))  # fmt: skip
+            made.append(row.features(labels))
         return made
 
     def rows_of(self, outputs: Any) -> list[np.ndarray]:  # noqa: D102

@@ -144,8 +144,7 @@ class TokenClassification(Task):
         for row in words.rows([one.words for one in examples], tokenizer, self.max_seq_length, self.stride):
             tags = [numbers[tag] for tag in examples[row.text].tags]
             labels = {"labels": row.labels(tags, all_pieces=self.label_pieces == "all")} if tags else {}
-            made.append(Features(example=row.text, input_ids=row.input_ids, token_type_ids=row.token_type_ids,
-                                 facts=row.answers, labels=labels))  # fmt: skip
+            made.append(row.features(labels))
         return made
 
     def rows_of(self, outputs: Any) -> list[np.ndarray]:  # noqa: D102

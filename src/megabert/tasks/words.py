@@ -59,6 +59,13 @@ class WordRow(NamedTuple):
             labels[place : place + (pieces if all_pieces else 1)] = numbers[word]
         return labels
 
+    def features(self, labels: dict[str, np.ndarray]) -> Features:
+        """The row as it is trained on, with its labels."""
+        return Features(
+            example=self.text, input_ids=self.input_ids, token_type_ids=self.token_type_ids, labels=labels,
+            facts=self.answers,
+        )  # fmt: skip
+
 
 def found(text: str, pattern: re.Pattern[str]) -> tuple[list[str], Offsets]:
     """The words that a pattern finds in a text, and where."""
