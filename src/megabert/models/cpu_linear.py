@@ -44,15 +44,10 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 class BiasedProduct(torch.autograd.Function):
     """input [..., k], weight [n, k], bias [n] -> input weight' + bias."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(input, weight)
         return _product(input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: D102
-        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
