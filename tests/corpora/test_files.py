@@ -317,7 +317,7 @@ def test_the_sign_between_cells_may_be_told(tmp_path):
     path.with_suffix(".tsv").write_text("a\ttext\n1\tOne | two\n")
     assert [item.text for item in files.read_documents(path.with_suffix(".tsv"), delimiter="|")] == ["One | two"]
     for sign in ("", "::", '"', "\n", "é"):
-        with pytest.raises(ValueError, match="--delim: .* one ASCII character"):
+        with pytest.raises(ValueError, match=r"--delim: .* one ASCII character"):
             tables.checked_delimiter(sign)
 
 
