@@ -72,6 +72,22 @@ def test_other_files(tokenizer, write):
     assert not task.features([plain], tokenizer)[0].labels
 
 
+def conllu(*lines):
+    """Words as CoNLL-U has them: number, form and part of speech among ten columns."""
+    rows = ("\t".join([number, form, "_", speech, *"______"]) for number, form, speech in map(str.split, lines))
+    return "".join(f"{row}\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["a.conllu", "a.tsv"])
+def test_conllu_gives_words_and_parts_of_speech(write, name):
+    text = "# sent_id = 1\n" + conllu("1-2 Zum _", "1 zu ADP", "2 dem DET", "3 Haus NOUN", "3.1 ist VERB", "4 . PUNCT")
+    first, second = TokenClassification().examples(write(name, text + "\n# text = Ja\n" + conllu("1 Ja INTJ")))
+    assert (first.words, first.tags) == (["zu", "dem", "Haus", "."], ["ADP", "DET", "NOUN", "PUNCT"])
+    assert second.words == ["Ja"] and second.place.endswith(f"{name}:10")
+    (asked,) = TokenClassification().examples(write(name, conllu("1 Ja _", "2 . _")), labelled=False)
+    assert asked.words == ["Ja", "."] and not asked.tags
+
+
 @pytest.mark.parametrize(
     ("name", "text", "settings", "message"),
     [
@@ -99,6 +115,10 @@ def test_other_files(tokenizer, write):
             "shares a word with another",
         ),
         ("text_y.txt", "a b\n", {}, "there is no labels_y.txt beside it"),
+        ("a.conllu", "1\tAda\tAda\tPROPN\n", {}, r"a\.conllu:1: CoNLL-U has ten columns"),
+        ("a.tsv", conllu("1 Ada PROPN", "3 wrote VERB"), {}, r"a\.tsv:2: word 2 of the sentence is expected"),
+        ("a.tsv", conllu("1 Ada PROPN", "2 wrote _"), {}, r"a\.tsv:2: the word 'wrote' has no part of speech"),
+        ("a.tsv", "# id = 1\n1\tAda\tB-PER\n\n1\tAda\tB-PER\n2\twrote\tO\n", {}, r"a\.tsv:4: the first column counts"),
     ],
 )
 def test_broken_files_are_told(write, name, text, settings, message):

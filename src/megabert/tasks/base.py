@@ -112,6 +112,11 @@ class Task(ABC):
         """How many numbers the head gives: `num_labels` of the model's config."""
         return len(self.labels)
 
+    @property
+    def head_parts(self) -> tuple[int, ...]:
+        """The outputs of each of several classifiers that share the encoder; empty: there is one."""
+        return ()
+
     @abstractmethod
     def examples(self, path: Path, *, labelled: bool = True) -> list[Any]:
         """Read a file.

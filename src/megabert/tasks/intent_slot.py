@@ -2,7 +2,8 @@
 
 One matrix above the encoder holds both classifiers: its first columns are the intents, read at [CLS] (the hidden state
 itself, as NeMo's sequence classifier reads it), the others the slots, read at each word. So the model is Transformers'
-own class for token classification, whose labels are `intent:...` and `slot:...`.
+own class for token classification, whose labels are `intent:...` and `slot:...`. With more layers (`head_layers`) each
+classifier has its own, as in NeMo.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class IntentSlot(Task):
         scheme: how slot tags write entities; `auto` looks at the training examples.
         stride: pieces that the windows of a long text share; its first window answers for the intent.
         intent_share: the weight of the intent's loss; the slots' is what is missing to 1. NeMo's was 0.6.
+        label_pieces: which pieces of a word learn its slot: the `first`, which answers, or `all`, as in NeMo.
         class_weights: of each label; empty: all count the same.
     """
 
@@ -59,6 +61,7 @@ class IntentSlot(Task):
     scheme: Literal["auto", "iob1", "iob2", "iobes", "io"] = "auto"
     stride: int = 32
     intent_share: float = 0.6
+    label_pieces: Literal["first", "all"] = "first"
     class_weights: tuple[float, ...] = ()
 
     @property
@@ -70,6 +73,10 @@ class IntentSlot(Task):
     def slots(self) -> tuple[str, ...]:
         """Slot tags in the order of their numbers."""
         return tuple(label.removeprefix(SLOT) for label in self.labels if label.startswith(SLOT))
+
+    @property
+    def head_parts(self) -> tuple[int, ...]:  # noqa: D102
+        return len(self.intents), len(self.slots)
 
     @property
     def objective(self) -> TaskObjective:  # noqa: D102
@@ -182,7 +189,7 @@ class IntentSlot(Task):
                 intent = np.full(len(row.input_ids), NO_LABEL, dtype=np.int64)
                 intent[0] = intents.get(example.intent, NO_LABEL) if row.first else NO_LABEL
                 numbers = [slots.get(tag, NO_LABEL) for tag in example.tags]
-                labels = {"intent_labels": intent, "slot_labels": row.labels(numbers)}
+                labels = {"intent_labels": intent, "slot_labels": row.labels(numbers, all_pieces=self.label_pieces == "all")}
             made.append(row.features(labels))
         return made
 
