@@ -189,7 +189,10 @@ class IntentSlot(Task):
                 intent = np.full(len(row.input_ids), NO_LABEL, dtype=np.int64)
                 intent[0] = intents.get(example.intent, NO_LABEL) if row.first else NO_LABEL
                 numbers = [slots.get(tag, NO_LABEL) for tag in example.tags]
-                labels = {"intent_labels": intent, "slot_labels": row.labels(numbers, all_pieces=self.label_pieces == "all")}
+                labels = {
+                    "intent_labels": intent,
+                    "slot_labels": row.labels(numbers, all_pieces=self.label_pieces == "all"),
+                }
             made.append(row.features(labels))
         return made
 

@@ -2,8 +2,8 @@
 
 Each word has the mark that follows it and how it is written. One matrix above the encoder holds both classifiers: its
 first columns are the marks, the others the ways to write a word. So the model is Transformers' own class for token
-classification, whose labels are `mark:...` and `case:...`. With more layers (`head_layers`) each classifier has its own,
-as in NeMo.
+classification, whose labels are `mark:...` and `case:...`. With more layers (`head_layers`) each classifier has its
+own, as in NeMo.
 """
 
 from __future__ import annotations

@@ -83,12 +83,12 @@ def head_settings(config: MegatronBertConfig) -> HeadSettings:
     if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)
                                 or not 0 <= dropout < 1):  # fmt: skip
         raise ValueError(f"config: head_dropout is {dropout!r}, but must be null or from 0 to below 1")
-    parts = parts or ()
-    whole = isinstance(parts, list | tuple) and all(type(part) is int and part > 0 for part in parts)
-    if not whole or (parts and sum(parts) != config.num_labels):
-        raise ValueError(f"config: head_parts is {parts!r}, but must be null or whole numbers that make the "
+    given = parts or ()
+    listed = isinstance(given, list | tuple) and all(type(part) is int and part > 0 for part in given)
+    if not isinstance(given, list | tuple) or not listed or (given and sum(given) != config.num_labels):
+        raise ValueError(f"config: head_parts is {given!r}, but must be null or whole numbers that make the "
                          f"{config.num_labels} labels together")  # fmt: skip
-    return HeadSettings(layers=layers, dropout=dropout, parts=tuple(parts))
+    return HeadSettings(layers=layers, dropout=dropout, parts=tuple(given))
 
 
 def check_kernel(name: str, device: torch.device, attention_dropout: float) -> None:

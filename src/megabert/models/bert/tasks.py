@@ -25,9 +25,9 @@ class SideBySide(nn.Linear):
         super().__init__(inputs, sum(outputs))
         self.parts = outputs
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[..., parts x inputs] -> [..., all outputs]."""
-        shares = hidden_states.chunk(len(self.parts), dim=-1)
+        shares = input.chunk(len(self.parts), dim=-1)
         weights, biases = self.weight.split(self.parts), self.bias.split(self.parts)
         return torch.cat([nn.functional.linear(*one) for one in zip(shares, weights, biases, strict=True)], dim=-1)
 
