@@ -169,3 +169,27 @@ def test_the_name_of_a_scheme_among_labels_means_the_scheme(write):
     with pytest.raises(ValueError, match=r"--scheme iobes: no label .* ends an entity"):
         iobes = catalogue.make("ner", {"labels": ("IOBES",)})
         iobes.learned(iobes.examples(write("a.tsv", "in\tO\nRome\tB-A\n")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Nai\u0308ve cafe\u0301s, Zu\u0308rich.", ["Nai\u0308ve", "cafe\u0301s", ",", "Zu\u0308rich", "."]),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940 co\u00adop", ["\u0939\u093f\u0928\u094d\u0926\u0940", "co\u00adop"]),
+        (
+            "\U0001f469\u200d\U0001f469 \U0001f44d\U0001f3fd!",
+            ["\U0001f469\u200d\U0001f469", "\U0001f44d\U0001f3fd", "!"],
+        ),
+        ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7", ["\U0001f1e9\U0001f1ea", "\U0001f1eb\U0001f1f7"]),
+        ("\u0301x don't", ["\u0301", "x", "don", "'", "t"]),
+    ],
+)
+def test_accents_and_the_like_belong_to_what_they_stand_behind(text, expected):
+    (one,) = TokenClassification().asked([(text,)], "--text")
+    assert one.words == expected
+    assert [text[start:stop] for start, stop in one.offsets] == expected
+
+
+def test_what_is_no_unicode_is_told():
+    with pytest.raises(ValueError, match=r"--text: number 1: .* is no Unicode text"):
+        TokenClassification().asked([("caf\udce9",)], "--text")

@@ -9,7 +9,6 @@ classifier has its own, as in NeMo.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from megabert.tasks.objectives import TaskObjective
 
 INTENT, SLOT = "intent:", "slot:"
-# A mark inside a word (o'clock, a.m) belongs to it, as in the texts of ATIS and SNIPS, which are split at spaces.
-_WORD = re.compile(r"\w+(?:[^\w\s]+\w+)*|[^\w\s]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +114,8 @@ class IntentSlot(Task):
     def _example(self, one: Utterance, number: int, labelled: bool) -> UtteranceExample:
         if isinstance(one.words, str):
             text = one.words
-            parts, offsets = words.found(text, _WORD)
+            # As in the texts of ATIS and SNIPS, which are split at spaces.
+            parts, offsets = words.found(text, words.words_and_marks(inner_marks=True))
         else:
             parts = one.words
             text, offsets = words.joined(parts)

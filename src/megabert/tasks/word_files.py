@@ -122,7 +122,7 @@ def _refuse_counted(path: Path) -> None:
 
 def split(text: str, place: str) -> Tagged:
     """The words and punctuation marks of a text."""
-    found, offsets = words.found(text, words.WORDS_AND_MARKS)
+    found, offsets = words.found(text, words.words_and_marks())
     return Tagged(place, found, [], text, offsets)
 
 
