@@ -108,9 +108,8 @@ def _numbered(name: str, config: Mapping[str, Any], kept: Mapping[str, Any]) -> 
 
 def _head_of(config: Mapping[str, Any], otherwise: float | None = None) -> tuple[int, float]:
     """Layers of the head, and the dropout before it."""
-    probability = config.get("head_dropout")
-    otherwise = config["hidden_dropout_prob"] if otherwise is None else otherwise
-    return config.get("head_layers") or 1, otherwise if probability is None else probability
+    told = (config.get("head_dropout"), otherwise, config["hidden_dropout_prob"])
+    return config.get("head_layers") or 1, next(value for value in told if value is not None)
 
 
 def _mlp(layers: str, config: Mapping[str, Any]) -> dict[str, Any]:
