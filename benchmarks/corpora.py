@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.dump is None:
-        options.dump, options.text = material.largest_dump(), options.text or material.texts()
+        options.dump, options.text = material.largest_dump(), options.text or material.texts(20_000_000)
     options.vocab = options.vocab or material.vocabulary()
     rates: dict[str, Any] = {}
     for _ in range(options.repeats):

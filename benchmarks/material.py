@@ -6,6 +6,7 @@ The folder is that of MEGABERT_DATA, else `shared/data` beside the project; in i
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def largest_dump() -> Path:
     return max((folder() / "wikidump").glob("enwiki-*.bz2"), key=lambda path: path.stat().st_size)
 
 
-def texts() -> list[Path]:
-    """Novels and articles, as plain text."""
-    return sorted(path for path in (folder() / "text").rglob("*.txt") if path.stat().st_size > 100_000)
+def texts(most_bytes: int) -> list[Path]:
+    """Articles and novels, as plain text, of so many bytes or less."""
+    found = sorted((path for path in (folder() / "text").rglob("*.txt") if path.stat().st_size > 100_000), reverse=True)
+    ends = itertools.accumulate(path.stat().st_size for path in found)
+    return [path for path, end in zip(found, ends, strict=True) if end <= most_bytes]

@@ -5,8 +5,8 @@
 
 The peer is `tokenize_peer.py`: nltk's Punkt and BERT's reference tokenizer in a multiprocessing pool, in a virtual
 environment of its own. Both programs are timed from start to end, by turns; medians are compared. Before, the two are
-given the same sentence breaks (nltk's), and their .bin and .idx files must be equal, byte for byte. Without --input the
-text is the documentation of the installed Python packages; without --vocab the vocabulary is that of `material.py`.
+given the same sentence breaks (nltk's), and their .bin and .idx files must be equal, byte for byte. Without flags,
+text and vocabulary are those of `material.py`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def environment(folder: Path) -> Path:
 
 def gather(inputs: list[Path], target: Path) -> int:
     """Write all texts as loose JSON; returns characters."""
-    from megabert.corpora import builtin, files
+    from megabert.corpora import files
     from megabert.corpora.document import Document
 
-    found = (item for path in inputs for item in files.read_documents(path)) if inputs else builtin.documents()
+    found = (item for path in inputs for item in files.read_documents(path))
     size = 0
     with target.open("w", encoding="utf-8") as file:
         for item in found:
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.vocab = options.vocab or material.vocabulary()
+    options.input = options.input or material.texts(6_000_000)
     with tempfile.TemporaryDirectory() as name:
         sides = Sides(Path(name), options)
         if options.memory:
