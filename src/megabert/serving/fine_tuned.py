@@ -76,7 +76,7 @@ class FineTuned:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        self.crew = crew or Solo()
+        self.crew = crew or Solo(model.device)
         self.engine = engine or self.crew.engine(model, task.objective)
 
     @classmethod
@@ -96,7 +96,7 @@ class FineTuned:
         task, model, tokenizer = _open_checkpoint(path) if foreign else _open_folder(path, dtype)
         model = model.to(dtype=dtype).eval()  # type: ignore[call-arg]
         here = torch.device(device)
-        crew: Crew = Solo()
+        crew: Crew = Solo(here)
         if parallel is not None:
             crew = crew_for(parallel, world, model.config, longest=task.max_seq_length, device=here)
         # What many share is moved when it is cut.

@@ -25,7 +25,14 @@ from megabert.models.options import RecomputeOptions
 from megabert.parallel.options import ParallelOptions
 from megabert.serving.options import TuningOptions, check_tuning
 from megabert.tasks.options import TaskOptions, chosen
-from megabert.training.options import BatchOptions, OptimizerOptions, RunOptions, TrainingOptions, other_default
+from megabert.training.options import (
+    BatchOptions,
+    OptimizerOptions,
+    PrecisionOptions,
+    RunOptions,
+    TrainingOptions,
+    other_default,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +106,8 @@ class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, Para
         minimum=1,
     )  # fmt: skip
     lr: float = other_default(OptimizerOptions, "lr", 5e-5)
+    # Tables are only looked up here: a half copy of them would be rounded and widened again in each update for nothing.
+    fp32_embedding: bool = other_default(PrecisionOptions, "fp32_embedding", True)
     warmup: float = other_default(OptimizerOptions, "warmup", 0.1)
     log_interval: int = other_default(RunOptions, "log_interval", 50)
     eval_interval: int = option(
