@@ -31,18 +31,18 @@ def _by_other_maker(facts: Path, processor: str) -> bool:
     return any(maker in told for maker in ("AuthenticAMD", "HygonGenuine", "CentaurHauls"))
 
 
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """input [..., inner] x weight [outer, inner]' + bias, by oneDNN."""
+def plain_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input [..., inner] x weight [outer, inner]' + bias, by oneDNN, without a way back."""
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
-    """`_product` with its way back."""
+    """`plain_product` with its way back."""
 
     @staticmethod
     def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         ctx.save_for_backward(input, weight)
-        return _product(input, weight, bias)
+        return plain_product(input, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -51,13 +51,13 @@ class _Linear(torch.autograd.Function):
         upper = gradients[0].reshape(-1, weight.shape[0])
         of_input, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _product(upper, weight.t(), None).view(input.shape) if of_input else None,
-            _product(upper.t(), input.reshape(-1, weight.shape[1]).t(), None) if of_weight else None,
+            plain_product(upper, weight.t()).view(input.shape) if of_input else None,
+            plain_product(upper.t(), input.reshape(-1, weight.shape[1]).t()) if of_weight else None,
             upper.sum(0) if of_bias else None,
         )
 
 
-def _served(input: Tensor, weight: Tensor) -> bool:
+def served(input: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to make this product: plain float32 numbers on such a processor, and no graph is captured."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
@@ -75,7 +75,7 @@ def _served(input: Tensor, weight: Tensor) -> bool:
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`: [..., inner], [outer, inner], [outer] -> [..., outer]."""
-    if not _served(input, weight):
+    if not served(input, weight):
         return nn.functional.linear(input, weight, bias)
     return _Linear.apply(input, weight, bias)  # type: ignore[return-value]
 

@@ -19,6 +19,7 @@ from megabert.formats.checkpoint import KEPT_AS
 from megabert.formats.encoder import fill, open_encoder
 from megabert.formats.open import look, model_folder
 from megabert.models.auto import class_of
+from megabert.models.bert.packed import pack
 from megabert.parallel.options import ParallelOptions
 from megabert.serving.crew import Crew, Solo, crew_for
 from megabert.tasks import catalogue
@@ -99,8 +100,10 @@ class FineTuned:
         crew: Crew = Solo(here)
         if parallel is not None:
             crew = crew_for(parallel, world, model.config, longest=task.max_seq_length, device=here)
-        # What many share is moved when it is cut.
-        return cls(task, model if world else model.to(here), tokenizer, batch_tokens=batch_tokens, crew=crew)
+        if world is None:
+            # What many share is moved when it is cut.
+            pack(model.to(here))  # type: ignore[arg-type]
+        return cls(task, model, tokenizer, batch_tokens=batch_tokens, crew=crew)
 
     def answer(self, examples: Sequence[Any], features: Sequence[Features] | None = None) -> Answers:
         """Predictions for examples; rows of about the same length go through the model together, each once.
