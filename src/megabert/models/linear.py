@@ -1,7 +1,7 @@
 """Linear layers that a CPU computes in float32 by the library that is fast on it.
 
-PyTorch gives float32 products to MKL, which has no fast code for processors that are not Intel's: on those oneDNN, which
-PyTorch brings along and uses for bfloat16, makes the same products, forward and backward, at more than twice the rate.
+PyTorch gives float32 products to MKL, which has no fast code for processors that are not Intel's: there oneDNN, which
+comes with PyTorch and makes its bfloat16 products, makes these too, forward and backward, at more than twice the rate.
 On an Intel processor, and wherever PyTorch has other libraries, nothing is changed.
 `torch.backends.mkldnn.flags(enabled=False)` is the way back to PyTorch's own.
 """
@@ -40,13 +40,13 @@ class _Linear(torch.autograd.Function):
     """`plain_product` with its way back."""
 
     @staticmethod
-    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
+    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(input, weight)
         return plain_product(input, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight = ctx.saved_tensors
         upper = gradients[0].reshape(-1, weight.shape[0])
         of_input, of_weight, of_bias = ctx.needs_input_grad

@@ -52,7 +52,7 @@ def pack(model: nn.Module) -> None:
             module.dense = PackedLinear(module.dense, "gelu")  # type: ignore[assignment]
             module.intermediate_act_fn = nn.Identity()
         for name, child in list(module.named_children()):
-            if _packs(child) and users[id(child.weight)] == 1:
+            if isinstance(child, Linear) and _packs(child) and users[id(child.weight)] == 1:
                 setattr(module, name, PackedLinear(child))
 
 
@@ -61,9 +61,9 @@ def _is_gelu(module: MegatronBertIntermediate) -> bool:
     return isinstance(act, GELUActivation) and act.act is functional.gelu
 
 
-def _packs(module: nn.Module) -> bool:
+def _packs(module: nn.Linear) -> bool:
     """Whether oneDNN makes this module's products, and the faster from a weight of its own layout."""
-    if not isinstance(module, Linear) or module.weight.device.type != "cpu" or not torch.backends.mkldnn.enabled:
+    if module.weight.device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
     if module.weight.dtype == torch.bfloat16:
         return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
