@@ -7,17 +7,10 @@ import pytest
 from megabert import cli
 from megabert import config as configuration
 from megabert.commands.pretrain import Config
+from megabert.commands.pretrain.beginning import with_pretrained
+from megabert.models.bert.config import make_config
 from megabert.tokenization.chosen import open_tokenizer
 from megabert.training.former_flags import JudgedFlags, check_former_flags
-
-README_2019 = """
---batch-size 4 --tokenizer-type BertWordPieceTokenizer --cache-dir temp_cache_dir --tokenizer-model-type
-bert-large-uncased --vocab-size 30522 --train-data wikipedia --loose-json --text-key text --split 1000,1,1 --lazy-loader
---max-preds-per-seq 80 --seq-length 512 --max-position-embeddings 512 --num-layers 24 --hidden-size 1024
---intermediate-size 4096 --num-attention-heads 16 --hidden-dropout 0.1 --attention-dropout 0.1 --train-iters 1000000
---lr 0.0001 --lr-decay-style linear --lr-decay-iters 990000 --warmup .01 --weight-decay 1e-2 --clip-grad 1.0 --fp16
---fp32-layernorm --fp32-embedding --hysteresis 2 --num-workers 2
-"""
 
 WORKS = """
 --presplit-sentences --layernorm-epsilon 1e-12 --fp32-tokentypes --fp32-allreduce --loss-scale 1024
@@ -57,8 +50,8 @@ def check(config: Config) -> None:
     check_former_flags(config, head_width=width, log_interval=config.log_interval, half=config.fp16 or config.bf16)
 
 
-def test_the_readme_s_command_of_2019():
-    config = parse(README_2019)
+def test_the_readme_s_command_of_2019(readme_2019):
+    config = parse(readme_2019)
     check(config)
     assert (config.batch_size, config.max_preds_per_seq, config.intermediate_size) == (4, 80, 4096)
     assert (config.warmup, config.lr_decay_iters, config.tokenizer_model_type) == (0.01, 990_000, "bert-large-uncased")
@@ -75,14 +68,11 @@ def test_every_flag_is_read():
 @pytest.mark.parametrize(
     ("flags", "instead"),
     [
-        ("--pretrained-bert", "--load RUN --finetune"),
         ("--fp16 --fp32-residual-connection", "without --fp16"),
         ("--fp16-lm-cross-entropy", "always computed in float32"),
         ("--adlr-autoresume", "SIGTERM"),
         ("--use-flash-attn", "--attention-implementation flash"),
-        ("--delim :", "with one of these"),
         ("--kv-channels 32", "which is 64"),
-        ("--vocab-extra-ids 100", "vocabulary file"),
         ("--dataloader-type cyclic", "only single"),
         ("--data-impl lazy", "only mmap or infer"),
         ("--transformer-impl transformer_engine", "only local"),
@@ -99,6 +89,27 @@ def test_what_would_change_the_result_is_refused(flags, instead):
     message = str(caught.value)
     assert instead in message and "\n" not in message
     assert flags.removeprefix("--fp16 ").split()[0] in message
+
+
+def test_pretrained_bert_begins_with_the_model_of_the_tokenizers_name(tmp_path):
+    known = with_pretrained(parse("--pretrained-bert --tokenizer-model-type megatron-bert-345m-uncased"))
+    assert (str(known.load), known.finetune, known.pretrained_bert) == ("megatron-bert-345m-uncased", True, False)
+    (tmp_path / "names" / "ours").mkdir(parents=True)
+    kept = with_pretrained(parse(f"--pretrained-bert --tokenizer ours --cache-dir {tmp_path / 'names'}"))
+    assert kept.load == tmp_path / "names" / "ours" and kept.finetune
+    for flags, said in (
+        ("--tokenizer bert-large-cased", "no Megatron BERT is called bert-large-cased"),
+        ("--tokenizer ours --load run", "--pretrained-bert and --load name two beginnings"),
+        ("", "which one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            with_pretrained(parse(f"--pretrained-bert {flags}"))
+    assert with_pretrained(parse("--seed 3")) == parse("--seed 3")
+
+
+def test_extra_ids_have_an_embedding():
+    sizes = [make_config(parse(f"--vocab-extra-ids {count}"), 30522).vocab_size for count in (0, 70, 71)]
+    assert sizes == [30592, 30592, 30720]
 
 
 def test_flags_that_were_not_given_leave_no_trace():

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from megabert.models.cpu_attention import blocked_attention, blocked_context, headwise_context
+from megabert.models.cpu_linear import has_product
 from megabert.models.dropout import dropout, serves
-from megabert.models.linear import served
 
 SHORTEST_BLOCKED = 32
 """Queries from which on blocks are the faster way in bfloat16; below, starting each product costs more."""
 
 SHORTEST_HEADWISE = 128
-"""The same in float32, where the products of `models.linear` serve: head by head, so that starting costs more."""
+"""The same in float32, by the products of `cpu_linear`: head by head, so that starting costs more."""
 
 
 def eager_attention(
@@ -60,7 +60,7 @@ def fused_attention(
             return blocked_attention(query, key, value, mask, probability=probability, scaling=scaling)
         if query.dtype == torch.bfloat16 and query.shape[2] >= SHORTEST_BLOCKED:
             return blocked_context(query, key, value, mask, scaling=scaling)
-        if query.shape[2] >= SHORTEST_HEADWISE and served(query, key):
+        if query.dtype == torch.float32 and query.shape[2] >= SHORTEST_HEADWISE and has_product(query.dtype):
             return headwise_context(query, key, value, mask, scaling=scaling)
     context = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=probability, scale=scaling

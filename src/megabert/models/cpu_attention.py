@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megabert.models.cpu_linear import product
 from megabert.models.dropout import byte_threshold, draw_kept, kept_scale, zero_dropped
-from megabert.models.linear import plain_product
 
 BLOCK = 2**20
 """Attention weights in one block."""
@@ -125,14 +125,14 @@ def blocked_context(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 
 
 def headwise_context(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:
-    """`blocked_context` one head after the other, in the products of `models.linear`: for float32 where these serve."""
+    """`blocked_context` one head after the other, in the products of `cpu_linear`: for float32."""
     batch, heads, length, width = query.shape
     query, key, value = query.contiguous() * scaling, key.contiguous(), value.contiguous()
     context = query.new_empty(batch, length, heads, width)
     for row in range(batch):
         for head in range(heads):
-            scores = plain_product(query[row, head], key[row, head])
+            scores = product(query[row, head], key[row, head])
             if mask is not None:
                 scores.add_(mask[row if mask.shape[0] > 1 else 0, head if mask.shape[1] > 1 else 0])
-            context[row, :, head] = plain_product(torch.softmax(scores, dim=-1), value[row, head].t())
+            context[row, :, head] = product(torch.softmax(scores, dim=-1), value[row, head].t())
     return context

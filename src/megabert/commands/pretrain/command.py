@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
-from megabert.commands.pretrain.beginning import foreign, weights_of
+from megabert.commands.pretrain.beginning import foreign, weights_of, with_pretrained
 from megabert.commands.pretrain.parts import alone, bare_model, layout_for, together
 from megabert.commands.pretrain.results import describe, export, test, whole_weights
 from megabert.commands.pretrain.rows import identity_of, indexed_data, named_data, stack_for, tokenizer_for
@@ -68,6 +68,7 @@ def run(config: Config) -> None:
 def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     """The part of a run that this process has; all of it without a world."""
     _check(config)
+    config = with_pretrained(config)
     layout = layout_for(config, world)
     if layout.data > 1:
         from megabert.training.batch_sizes import divided_among
@@ -172,9 +173,11 @@ def _fresh_folder(config: Config) -> Path:
 
 def _check_folder(config: Config, folder: Path) -> None:
     """Refuse a run folder that holds a model of another shape, before anything is written into it."""
+    from megabert.training.resume import Checkpoints
+
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--save: {folder} is a file, not a folder")
-    if not any((folder / "checkpoints").glob("step-*")) or not (folder / "run.toml").is_file():
+    if not Checkpoints(folder / "checkpoints").steps() or not (folder / "run.toml").is_file():
         return
     before = configuration.load(Config, folder / "run.toml")
     for field in dataclasses.fields(ModelOptions):

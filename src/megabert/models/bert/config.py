@@ -66,6 +66,9 @@ class HeadSettings:
     hidden state of the first token, without a pooler."""
     dropout: float | None = None
     """`head_dropout`: before the head; None: `hidden_dropout_prob`, for spans none."""
+    parts: tuple[int, ...] = ()
+    """`head_parts`: the outputs of several classifiers side by side; with `head_layers` each has matrices of its own.
+    Empty: there is one."""
 
 
 def head_settings(config: MegatronBertConfig) -> HeadSettings:
@@ -74,13 +77,18 @@ def head_settings(config: MegatronBertConfig) -> HeadSettings:
     Raises:
         ValueError: one of them is of a wrong type or out of its limits.
     """
-    layers, dropout = (getattr(config, f"head_{field.name}", field.default) for field in fields(HeadSettings))
+    layers, dropout, parts = (getattr(config, f"head_{field.name}", field.default) for field in fields(HeadSettings))
     if layers is not None and (type(layers) is not int or not 1 <= layers <= _MOST_HEAD_LAYERS):
         raise ValueError(f"config: head_layers is {layers!r}, but must be null or from 1 to {_MOST_HEAD_LAYERS}")
     if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)
                                 or not 0 <= dropout < 1):  # fmt: skip
         raise ValueError(f"config: head_dropout is {dropout!r}, but must be null or from 0 to below 1")
-    return HeadSettings(layers=layers, dropout=dropout)
+    given = parts or ()
+    listed = isinstance(given, list | tuple) and all(type(part) is int and part > 0 for part in given)
+    if not isinstance(given, list | tuple) or not listed or (given and sum(given) != config.num_labels):
+        raise ValueError(f"config: head_parts is {given!r}, but must be null or whole numbers that make the "
+                         f"{config.num_labels} labels together")  # fmt: skip
+    return HeadSettings(layers=layers, dropout=dropout, parts=tuple(given))
 
 
 def check_kernel(name: str, device: torch.device, attention_dropout: float) -> None:
@@ -136,7 +144,8 @@ def make_config(
 
     Args:
         options: sizes and numerics.
-        vocabulary_size: entries of the tokenizer; padded to `options.make_vocab_size_divisible_by`.
+        vocabulary_size: entries of the tokenizer; with `options.vocab_extra_ids` padded to
+            `options.make_vocab_size_divisible_by`.
         pad_token_id: its row of the word embedding starts as zeros and gets no gradient from the input.
         type_vocab_size: segments that have an embedding.
         add_binary_head: with a pooler and a sentence-pair head.
@@ -158,7 +167,9 @@ def make_config(
         add_binary_head=add_binary_head,
     )
     config = MegatronBertConfig(
-        vocab_size=padded_vocabulary_size(vocabulary_size, options.make_vocab_size_divisible_by),
+        vocab_size=padded_vocabulary_size(
+            vocabulary_size + options.vocab_extra_ids, options.make_vocab_size_divisible_by
+        ),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_layers,
         num_attention_heads=options.num_attention_heads,

@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 
 from megabert.models.bert.config import settings
 from megabert.models.bert.layers import LayerNorm
-from megabert.models.linear import Linear
+from megabert.models.cpu_linear import Linear
 from megabert.models.losses import IGNORED, summed_cross_entropy
 
 TIED = {

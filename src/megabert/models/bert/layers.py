@@ -19,8 +19,8 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from megabert.models.attention import attend
 from megabert.models.bert.config import check_heads, settings
+from megabert.models.cpu_linear import Linear
 from megabert.models.dropout import Dropout, drop_and_add
-from megabert.models.linear import Linear
 
 
 class LayerNorm(nn.LayerNorm):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers.activations import GELUActivation
 
 from megabert.models.bert.layers import MegatronBertIntermediate
-from megabert.models.linear import Linear, foreign_to_mkl
+from megabert.models.cpu_linear import Linear, has_product
 
 
 class PackedLinear(nn.Module):
@@ -62,9 +62,5 @@ def _is_gelu(module: MegatronBertIntermediate) -> bool:
 
 
 def _packs(module: nn.Linear) -> bool:
-    """Whether oneDNN makes this module's products, and the faster from a weight of its own layout."""
-    if module.weight.device.type != "cpu" or not torch.backends.mkldnn.enabled:
-        return False
-    if module.weight.dtype == torch.bfloat16:
-        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return module.weight.dtype == torch.float32 and foreign_to_mkl()
+    """Whether oneDNN makes this module's products."""
+    return module.weight.device.type == "cpu" and has_product(module.weight.dtype)
