@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 
-def resident_mib() -> float:
-    """The largest memory that this process held so far, in MiB."""
+def peak_mib() -> float:
+    """The largest memory that this process held so far, in MiB: a GPU's in tensors where it uses one, else its own."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.is_file():
         # Not ru_maxrss, which on Linux starts with the size of the process that started this one.
@@ -34,7 +36,7 @@ def _serve(connection: Connection, threads: int, prepare: Callable[..., Callable
         while connection.recv():
             begin = time.perf_counter()
             answer = turn()
-            connection.send((time.perf_counter() - begin, answer, resident_mib()))
+            connection.send((time.perf_counter() - begin, answer, peak_mib()))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Attention on packed rows by borders in place of a mask: on a CPU with doubles of the kernels, on a GPU with themselves."""
+"""Attention on packed rows by borders in place of a mask: on a CPU with doubles of the kernels, on a GPU with them."""
 
 import sys
 import types

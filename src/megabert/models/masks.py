@@ -2,8 +2,8 @@
 
 The kernels of this package take an additive mask, [batch or 1, 1, query or 1, key], or None where everybody sees
 everybody. It holds the least finite number, not minus infinity, at forbidden places: a row in which everything is
-forbidden then gives the mean of the values, as in Transformers' eager mathematics, and never NaN. Kernels for packed rows
-take the borders of samples instead (`PackedRows`).
+forbidden then gives the mean of the values, as in Transformers' eager mathematics, and never NaN. Kernels for
+packed rows take the borders of samples instead (`PackedRows`).
 """
 
 from __future__ import annotations

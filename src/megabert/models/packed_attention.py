@@ -86,5 +86,5 @@ def packed_context(
     """
     batch, _, length, _ = query.shape
     # In memory the heads of a place lie together, so this is a view of what the projections gave.
-    flat = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    return kernel(*flat, borders, length, probability, scaling).unflatten(0, (batch, length))
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    return kernel(query, key, value, borders, length, probability, scaling).unflatten(0, (batch, length))
