@@ -5,8 +5,8 @@ plain loop under bfloat16 autocast. Both: fused AdamW, clipping at 1.0, the same
 Counted are real tokens, padding is not. The losses of both at the same weights must agree before anything is timed, in
 float32 and in bfloat16. Each side has a process of its own, ours set up as `megabert pretrain` sets itself up
 (`runtime.keep_freed_memory`); --equal-memory gives Transformers' process that as well. Peak memory is these processes'.
-Natural documents are packed here and padded there; each sample is in both, masked alike. On a GPU (--device cuda) memory
-is that of tensors, and clocks are read when the device has finished.
+Natural documents are packed here and padded there; each sample is in both, masked alike. On a GPU (--device cuda)
+memory is that of tensors, and clocks are read when the device has finished.
 
     python benchmarks/pretrain.py --output bench.json
     python benchmarks/pretrain.py --table bench.json        # prints the table of an earlier run in Markdown
@@ -200,6 +200,11 @@ def seconds(step: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+def described_device(device: str) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+
 def matmul_rate(device: str) -> dict[str, float]:
     """bfloat16 GFLOP/s of square matrix products on this device, by size, and their median."""
     sizes = (1024, 2048, 4096) if device == "cpu" else (4096, 8192, 16384)
@@ -265,6 +270,7 @@ def compare(name: str, options: BenchmarkOptions) -> dict[str, Any]:
     models[1].load_state_dict(models[0].state_dict())
     start = losses_at_the_start(*models, rows)
     del models
+    torch.cuda.empty_cache()
     tokens = sum(rows.tokens)
 
     def show(number: int, seconds: dict[str, float]) -> None:
@@ -367,7 +373,7 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
     result: dict[str, Any] = {
         "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
         "dropout": options.dropout, "equal_memory": options.equal_memory, "matmul_gflops": matmul_rate(options.device),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "device": described_device(options.device),
         "ours": [flag for flag in ("compile", "cuda_graphs", "fp8") if getattr(options, flag)],
     }  # fmt: skip
     if options.curves:
@@ -387,10 +393,11 @@ def shown(result: dict[str, Any]) -> str:
             largest = max(one["differences"], key=abs)
             lines.append(f"| {one['case']}, {one['steps']} steps | {largest:+.4f} | {max(one['deviations']):.4f} |")
         return "\n".join(lines)
+    device = result.get("device", f"{result['threads']} CPU threads")  # results of old are of a CPU
+    notes = "; freed memory kept on both sides" if result["equal_memory"] else ""
+    notes += "".join(f"; ours with --{flag.replace('_', '-')}" for flag in result.get("ours", ()))
     lines = [
-        f"| {result.get('device', str(result['threads']) + ' CPU threads')}; bf16 matrix products {rate:,.0f} GFLOP/s; dropout {result['dropout']}"
-        f"{'; freed memory kept on both sides' if result['equal_memory'] else ''}"
-        f"{''.join('; ours with --' + flag.replace('_', '-') for flag in result.get('ours', ()))} "
+        f"| {device}; bf16 matrix products {rate:,.0f} GFLOP/s; dropout {result['dropout']}{notes} "
         f"| megabert | Transformers {result['transformers']} | ratio |", "|---|---|---|---|",
     ]  # fmt: skip
     for one in result["cases"].values():
