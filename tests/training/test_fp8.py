@@ -1,4 +1,9 @@
-"""Products in 8 bits: which they are, what they leave alone, and that a model learns with them. Emulated here."""
+"""Products in 8 bits: which they are, what they leave alone, and that a model learns with them. Emulated here.
+
+Where torchao is installed; pyproject.toml says why it is not by default.
+"""
+
+import importlib.util
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ from megabert.training.step import make_step
 from .test_with_model import PackedRows, network
 from .toy import options
 
+with_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra fp8 (torchao)")
 SIZES = {"--hidden-size": 64}
 
 
@@ -27,6 +33,7 @@ def losses(count, *, fp8):
     return [sum(one.values()) for one in found], step
 
 
+@with_torchao
 def test_losses_stay_close_to_bfloat16s():
     exact, _ = losses(20, fp8=False)
     rounded, _ = losses(20, fp8=True)
@@ -35,6 +42,7 @@ def test_losses_stay_close_to_bfloat16s():
     assert rounded[-1] < 0.9 * rounded[0]
 
 
+@with_torchao
 def test_only_layers_change_and_weights_keep_names_and_formats():
     plain, model = network(), network()
     changed = multiply_in_fp8(model, plan.LAYER, emulated=True)
@@ -47,6 +55,7 @@ def test_only_layers_change_and_weights_keep_names_and_formats():
         assert type(after[name]) is type(tensor) and torch.equal(tensor, after[name]), name
 
 
+@with_torchao
 def test_matrices_that_do_not_divide_are_named():
     model = network()
     model.bert.encoder.layer[0].intermediate.dense = torch.nn.Linear(32, 40)
