@@ -4,12 +4,14 @@
   taskset -c 0 chrt -r 1 python benchmarks/sample_map.py        on one core, undisturbed
 
 One row for one epoch of next-sentence pairs at sequence length 512, and the same without shuffling, and with sequences
-of 128. Equality with Megatron's own numbers is a matter of the tests.
+of 128; by numpy alone, and by numba's loops (`pip install 'megabert[compiled]'`). Equality with Megatron's own numbers
+is a matter of the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megabert.data import pairs
+from megabert.data import pairs, sample_loops
 
 
 def made(sentences: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,18 +41,21 @@ def main() -> None:
     documents, sizes = made(options.sentences)
     print(f"{len(sizes):,} sentences in {len(documents) - 1:,} documents, {sizes.mean():.1f} tokens on average")
     table = {}
-    for name, length, shuffle in (("512", 509, True), ("512, in order", 509, False), ("128", 125, True)):
+    cases = [("512", 509, True), ("512, in order", 509, False), ("128", 125, True)]
+    ways = [("numpy", False), *([("compiled", True)] if sample_loops.usable() else [])]
+    for (name, length, shuffle), (way, compiled) in itertools.product(cases, ways):
         seconds = []
         for number in range(options.repeats + 1):
             start = time.perf_counter()
             rows = pairs.build_sample_map(
-                documents, sizes, length=length, short_seq_prob=0.1, seed=1234, least_sentences=2, shuffle=shuffle
-            )
-            if number:  # the first one touches memory for the first time
+                documents, sizes, length=length, short_seq_prob=0.1, seed=1234, least_sentences=2, shuffle=shuffle,
+                compiled=compiled,
+            )  # fmt: skip
+            if number:  # the first one touches memory for the first time, or compiles
                 seconds.append(time.perf_counter() - start)
         rate = len(sizes) / statistics.median(seconds) / 1e6
-        table[name] = {"samples": len(rows), "million_sentences_per_second": rate}
-        print(f"sequence length {name:14} {len(rows):10,} samples {rate:7.2f} M sentences/s")
+        table[f"{name}, {way}"] = {"samples": len(rows), "million_sentences_per_second": rate}
+        print(f"sequence length {name:14} {way:9} {len(rows):10,} samples {rate:7.2f} M sentences/s")
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 

@@ -7,6 +7,8 @@ import pytest
 from megabert import cli
 from megabert import config as configuration
 from megabert.commands.pretrain import Config
+from megabert.commands.pretrain.beginning import with_pretrained
+from megabert.models.bert.config import make_config
 from megabert.tokenization.chosen import open_tokenizer
 from megabert.training.former_flags import JudgedFlags, check_former_flags
 
@@ -75,14 +77,11 @@ def test_every_flag_is_read():
 @pytest.mark.parametrize(
     ("flags", "instead"),
     [
-        ("--pretrained-bert", "--load RUN --finetune"),
         ("--fp16 --fp32-residual-connection", "without --fp16"),
         ("--fp16-lm-cross-entropy", "always computed in float32"),
         ("--adlr-autoresume", "SIGTERM"),
         ("--use-flash-attn", "--attention-implementation flash"),
-        ("--delim :", "with one of these"),
         ("--kv-channels 32", "which is 64"),
-        ("--vocab-extra-ids 100", "vocabulary file"),
         ("--dataloader-type cyclic", "only single"),
         ("--data-impl lazy", "only mmap or infer"),
         ("--transformer-impl transformer_engine", "only local"),
@@ -99,6 +98,27 @@ def test_what_would_change_the_result_is_refused(flags, instead):
     message = str(caught.value)
     assert instead in message and "\n" not in message
     assert flags.removeprefix("--fp16 ").split()[0] in message
+
+
+def test_pretrained_bert_begins_with_the_model_of_the_tokenizers_name(tmp_path):
+    known = with_pretrained(parse("--pretrained-bert --tokenizer-model-type megatron-bert-345m-uncased"))
+    assert (str(known.load), known.finetune, known.pretrained_bert) == ("megatron-bert-345m-uncased", True, False)
+    (tmp_path / "names" / "ours").mkdir(parents=True)
+    kept = with_pretrained(parse(f"--pretrained-bert --tokenizer ours --cache-dir {tmp_path / 'names'}"))
+    assert kept.load == tmp_path / "names" / "ours" and kept.finetune
+    for flags, said in (
+        ("--tokenizer bert-large-cased", "no Megatron BERT is called bert-large-cased"),
+        ("--tokenizer ours --load run", "--pretrained-bert and --load name two beginnings"),
+        ("", "which one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            with_pretrained(parse(f"--pretrained-bert {flags}"))
+    assert with_pretrained(parse("--seed 3")) == parse("--seed 3")
+
+
+def test_extra_ids_have_an_embedding():
+    sizes = [make_config(parse(f"--vocab-extra-ids {count}"), 30522).vocab_size for count in (0, 70, 71)]
+    assert sizes == [30592, 30592, 30720]
 
 
 def test_flags_that_were_not_given_leave_no_trace():

@@ -305,6 +305,22 @@ def test_tsv_has_no_quotation_and_csv_other_signs(tmp_path):
     assert str(item) == f"{path}: line 2: has no column 'body'; its columns are 'a', 'text'"
 
 
+def test_the_sign_between_cells_may_be_told(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('a,b|text\n1|One, two.\n2|"Three | four.\nFive."\n3|"Six" seven\n4|Eight\n')
+    items = list(files.read_documents(path, delimiter=tables.checked_delimiter("|")))
+    assert [item.text for item in items if isinstance(item, Document)] == ["One, two.", "Three | four.\nFive.", "Eight"]
+    assert [item.line for item in items if not isinstance(item, Document)] == [5]
+    assert tables.checked_delimiter(r"\t") == "\t" and tables.checked_delimiter(None) == ""
+    later = files.raw_chunks(path, 1, next(files.raw_chunks(path, 1, delimiter="|")).end_offset, delimiter="|")
+    assert not list(later)
+    path.with_suffix(".tsv").write_text("a\ttext\n1\tOne | two\n")
+    assert [item.text for item in files.read_documents(path.with_suffix(".tsv"), delimiter="|")] == ["One | two"]
+    for sign in ("", "::", '"', "\n", "é"):
+        with pytest.raises(ValueError, match=r"--delim: .* one ASCII character"):
+            tables.checked_delimiter(sign)
+
+
 cells = st.text(alphabet='ab",\n\r é', min_size=1).filter(str.strip)
 
 

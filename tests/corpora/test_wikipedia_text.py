@@ -7,6 +7,14 @@ from megabert.corpora.wikipedia_lines import without_markup
 from megabert.corpora.wikipedia_text import Reader
 
 PAGES = {
+    "an apostrophe beside bold and italic": (
+        "L<nowiki>'</nowiki>'''Avies''', sigla dell<nowiki>'</nowiki>''Azienda'' e d<nowiki>'</nowiki>altro.",
+        "L'Avies, sigla dell'Azienda e d'altro.",
+    ),
+    "words in templates of one language": (
+        "'''Latveja''' ({{Vol-lv|Latvija}}<nowiki/>s ''Republika''), {{link-de|边境总督|Markgraf}}.",
+        "Latveja (Latvijas Republika), 边境总督.",
+    ),
     "dates and centuries": (
         "Built in {{start date|1990|5|4}}, {{start date|1990|5|4|df=y}} or {{date|19|janvier|1920}}, "
         "{{as of|2020|5|lc=y}}; le {{XIXe siècle}}, le {{s|XIX|e}}, no {{séc|XIII}}, à {{heure|4|30}}.",

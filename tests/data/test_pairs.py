@@ -1,4 +1,5 @@
 import random
+import sys
 from itertools import islice, pairwise
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megabert.data import sample_loops
 from megabert.data.pairs import build_sample_map, cut_in_two, draws_64, random_second, truncate
 from megabert.data.sample_walk import draws_32
 
@@ -21,9 +23,10 @@ def test_the_generators_are_the_standards():
     assert int(np.concatenate(list(islice(draws_32(5489), 1)))[9999]) == 4123659995
 
 
-def test_megatrons_map():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_megatrons_map(compiled):
     rows = build_sample_map(
-        DOCUMENTS, SIZES, length=20, short_seq_prob=0.1, seed=1234, least_sentences=2, num_samples=10
+        DOCUMENTS, SIZES, length=20, short_seq_prob=0.1, seed=1234, least_sentences=2, num_samples=10, compiled=compiled
     )
     wanted = [(5, 8), (5, 8), (8, 12), (8, 12), (0, 4), (5, 8), (12, 15), (12, 15), (0, 4), (0, 4), (8, 12), (12, 15)]
     assert rows.dtype == np.uint32
@@ -61,26 +64,31 @@ def literal_map(documents, sizes, length, short_seq_prob, seed, least, num_sampl
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from([0, 0.1, 0.5, 1]), st.sampled_from([1, 2]), st.integers(5, 60))
-def test_the_fast_walk_is_the_literal_one(seed, short_seq_prob, least, length):
+def test_the_fast_walks_are_the_literal_one(seed, short_seq_prob, least, length):
     chance = random.Random(seed)
     counts = [chance.choice([0, 1, 2, 3, 7, 20, 150]) for _ in range(chance.choice([5, 80]))]
     documents = np.cumsum([chance.randrange(4), *counts])
-    sizes = np.array([chance.choice([1, 5, 12, 30, 600 if chance.random() < 0.1 else 3]) for _ in range(documents[-1])])
+    sizes = np.array(
+        [chance.choice([1, 5, 12, 30, 600 if chance.random() < 0.1 else 3]) for _ in range(documents[-1])], np.int32
+    )
     wanted = literal_map(documents.tolist(), sizes.tolist(), length, short_seq_prob, seed, least, 100)
-    rows = build_sample_map(
-        documents, sizes, length=length, short_seq_prob=short_seq_prob, seed=seed, least_sentences=least,
-        num_samples=100, shuffle=False,
-    )  # fmt: skip
-    assert rows.tolist() == wanted
+    for compiled in (False, True):
+        rows = build_sample_map(
+            documents, sizes, length=length, short_seq_prob=short_seq_prob, seed=seed, least_sentences=least,
+            num_samples=100, shuffle=False, compiled=compiled,
+        )  # fmt: skip
+        assert rows.tolist() == wanted
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("count", [*range(1, 12), 1000, 30_000])
-def test_the_fast_shuffle_is_the_literal_one(count):
+def test_the_fast_shuffles_are_the_literal_one(count, compiled):
     for seed in range(8 if count < 100 else 2):
         documents = np.arange(count + 1)
         rows = build_sample_map(
-            documents, np.ones(count, np.int32), length=5, short_seq_prob=0, seed=seed, least_sentences=1
-        )
+            documents, np.ones(count, np.int32), length=5, short_seq_prob=0, seed=seed, least_sentences=1,
+            compiled=compiled,
+        )  # fmt: skip
         order = list(range(count))
         for place, draw in zip(range(count - 1, 0, -1), draws_64(seed + 1, count).tolist(), strict=False):
             partner = draw % (place + 1)
@@ -88,14 +96,24 @@ def test_the_fast_shuffle_is_the_literal_one(count):
         assert rows[:, 0].tolist() == order
 
 
-def test_many_draws_cross_block_borders():
-    sizes = np.full(200_000, 3)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_many_draws_cross_block_borders(compiled):
+    sizes = np.full(200_000, 3, np.int32)
     documents = np.arange(0, 200_001, 10)
     rows = build_sample_map(
-        documents, sizes, length=4, short_seq_prob=0.2, seed=3, least_sentences=1, num_samples=1, shuffle=False
-    )
+        documents, sizes, length=4, short_seq_prob=0.2, seed=3, least_sentences=1, num_samples=1, shuffle=False,
+        compiled=compiled,
+    )  # fmt: skip
     assert len(rows) > 80_000
     assert rows.tolist() == literal_map(documents.tolist(), sizes.tolist(), 4, 0.2, 3, 1, 1)
+
+
+def test_without_numba_or_with_one_that_is_broken_numpy_cuts(monkeypatch):
+    monkeypatch.setattr(sample_loops, "WORTHWHILE", 1)
+    monkeypatch.setitem(sys.modules, "numba", None)  # importing it fails
+    monkeypatch.setattr(sample_loops, "walk", lambda *_, **__: pytest.fail("numba is not there"))
+    rows = build_sample_map(DOCUMENTS, SIZES, length=20, short_seq_prob=0, seed=1, least_sentences=2, shuffle=False)
+    assert rows[:, :2].tolist() == [[0, 4], [5, 8], [8, 12], [12, 15]]
 
 
 def test_one_epoch_covers_every_usable_sentence_once():

@@ -62,6 +62,10 @@ class TokenizeOptions:
         "auto", "what is a document of a plain text file: the whole file, what stands between blank lines, or a line; "
         "auto looks at the file",
     )  # fmt: skip
+    delim: str | None = option(
+        None, "what stands between the cells of a .csv, one character; left out, found from the first line of each",
+        example="';'",
+    )  # fmt: skip
     lang: str = option("en", "language of the text (ISO 639 code), for the rules that find sentence ends", example="de")
     presplit_sentences: bool = option(
         False,
@@ -111,7 +115,7 @@ def run(config: Config) -> None:
     if config.dataset_impl != "mmap":
         raise ValueError(f"--dataset-impl: {config.dataset_impl!r} is not written; only mmap is")
 
-    from megabert.corpora import files, sentences
+    from megabert.corpora import files, sentences, tables
     from megabert.data.encoding import Reading
     from megabert.data.indexed import find_prefix, with_suffix
     from megabert.data.preprocess import tokenize
@@ -135,7 +139,7 @@ def run(config: Config) -> None:
         text_key=config.text_key, loose_json=config.loose_json or None, language=config.lang,
         presplit=config.presplit_sentences, split_sentences=config.split_sentences,
         max_bad_fraction=config.max_bad_fraction, text_layout=config.text_layout,
-        dedup=config.dedup, similarity=config.dedup_similarity,
+        dedup=config.dedup, similarity=config.dedup_similarity, delimiter=tables.checked_delimiter(config.delim),
     )  # fmt: skip
     _keep_inputs(inputs, prefix)
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -191,11 +195,14 @@ def _write_samples(indexed: Path, tokenizer: Tokenizer, output: Path, config: Co
 
 def _texts(inputs: Iterable[Path], config: Config) -> Iterator[str]:
     """The texts of all files, for a tokenizer that is trained; their bad lines are counted when they are encoded."""
-    from megabert.corpora import files
+    from megabert.corpora import files, tables
     from megabert.corpora.document import Document
 
+    delimiter = tables.checked_delimiter(config.delim)
     for path in inputs:
-        for item in files.read_documents(path, text_key=config.text_key, loose_json=config.loose_json or None):
+        for item in files.read_documents(
+            path, text_key=config.text_key, loose_json=config.loose_json or None, delimiter=delimiter
+        ):
             if isinstance(item, Document):
                 yield item.text
 

@@ -57,6 +57,10 @@ class Config:
         None, "keep upper case and accents; left out, WordPiece lowers letters and drops accents, SentencePiece keeps "
         "them (--no-cased lowers them)",
     )  # fmt: skip
+    delim: str | None = option(
+        DataOptions.delim, "what stands between the cells of a .csv, one character; left out, found from the first "
+        "line of each", example="';'",
+    )  # fmt: skip
     text_key: str = option(DataOptions.text_key, "the key of a JSON object that holds the text", example="body")
     loose_json: bool = option(
         DataOptions.loose_json, "input is loose JSON, one object a line; left out, the content of each file tells"
@@ -125,7 +129,7 @@ class _Progress:
 
 def _texts(config: Config) -> Iterator[str]:
     """The texts of all files; says at the end which lines held none."""
-    from megabert.corpora import builtin, files
+    from megabert.corpora import builtin, files, tables
     from megabert.corpora.document import BadLine, good_documents
 
     if not config.input:
@@ -142,11 +146,9 @@ def _texts(config: Config) -> Iterator[str]:
         if len(bad) < _SHOWN_BAD_LINES:
             bad.append(line)
 
-    items = (
-        item
-        for path in files.matching(config.input)
-        for item in files.read_documents(path, text_key=config.text_key, loose_json=config.loose_json or None)
-    )
+    reading = {"text_key": config.text_key, "loose_json": config.loose_json or None,
+               "delimiter": tables.checked_delimiter(config.delim)}  # fmt: skip
+    items = (item for path in files.matching(config.input) for item in files.read_documents(path, **reading))
     for document in good_documents(items, note):
         yield document.text
     for line in bad:

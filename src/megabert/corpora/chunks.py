@@ -37,6 +37,7 @@ class Chunk:
         end_offset: where `data` ends, in unpacked bytes from the start of the file.
         problem: why the bytes up to `end_offset` cannot be used; `data` is empty then.
         header: the first line of a table, with the names of its columns.
+        delimiter: what stands between the cells of a table.
         sizes: bytes of each document, where nothing stands between them.
         unit: what `first_line` counts: lines, rows of a Parquet file, documents.
     """
@@ -50,6 +51,7 @@ class Chunk:
     header: bytes = b""
     sizes: tuple[int, ...] = ()
     unit: str = "line"
+    delimiter: str = ""
 
 
 def _last_end(kind: Kind, buffer: bytearray, scan: Array | Rows | None) -> int:
@@ -66,14 +68,17 @@ def _last_end(kind: Kind, buffer: bytearray, scan: Array | Rows | None) -> int:
     return buffer.rfind(b"\n") + 1
 
 
-def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset: int) -> Iterator[Chunk]:
+def cut(
+    file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset: int, delimiter: str = ""
+) -> Iterator[Chunk]:
     """Chunks of `file` from `start_offset` on; see `files.raw_chunks`."""
     header = b""
     if kind in ("csv", "tsv"):
         header = file.readline(_READ_BYTES)
         start_offset = max(start_offset, len(header))
+        delimiter = delimiter or tables.delimiter(header)
     offset, line, buffer, last, in_array = _start(file, kind, start_offset, header)
-    scan = Array() if kind == "tight" else Rows(tables.delimiter(header)) if kind == "csv" else None
+    scan = Array() if kind == "tight" else Rows(delimiter) if kind == "csv" else None
     ended = False
     while not ended:
         block = file.read(_READ_BYTES)
@@ -107,7 +112,7 @@ def cut(file: IO[bytes], path: Path, kind: Kind, chunk_bytes: int, start_offset:
         offset += end
         last = data.rstrip()[-1:] or last
         if data.strip():
-            yield Chunk(path, kind, line, offset, data, header=header)
+            yield Chunk(path, kind, line, offset, data, header=header, delimiter=delimiter)
         line += data.count(b"\n")
 
 
@@ -301,12 +306,12 @@ def _read_object(value: dict[str, Any], text_key: str, what: str, line: int) -> 
 def _read_table(chunk: Chunk, text_key: str) -> list[Document | BadLine]:
     quoted = chunk.kind == "csv"
     try:
-        columns = tables.columns(chunk.header.removeprefix(BYTE_ORDER_MARK), quoted=quoted)
+        columns = tables.columns(chunk.header.removeprefix(BYTE_ORDER_MARK), chunk.delimiter, quoted=quoted)
     except UnicodeDecodeError:
         return [BadLine(chunk.path, 1, "is not UTF-8; the names of the columns stand there")]
     items: list[Document | BadLine] = []
     try:
-        rows = tables.rows(chunk.data, chunk.header, quoted=quoted)
+        rows = tables.rows(chunk.data, chunk.delimiter, quoted=quoted)
     except ValueError as error:
         raise ValueError(f"{chunk.path}: near line {chunk.first_line}: {error}") from None
     for lines, cells in rows:

@@ -235,6 +235,7 @@ def raw_chunks(
     loose_json: bool | None = None,
     text_layout: TextLayout = "auto",
     text_key: str = "text",
+    delimiter: str = "",
 ) -> Iterator[chunks.Chunk]:
     """Cut a file into chunks of whole documents, so that a pool can parse them (`parse_chunk`).
 
@@ -245,6 +246,7 @@ def raw_chunks(
         start_offset: `end_offset` of the last chunk that was finished earlier: reading goes on behind it. Counted in
             unpacked bytes (in rows of a Parquet file); what lies before is read again, quickly, to count its lines.
         text_key: the column of a Parquet file that holds the text.
+        delimiter: what stands between the cells of CSV; empty: found from a table's first line.
 
     Raises:
         ValueError: as `detect`; a packed file that is damaged or cut short.
@@ -258,7 +260,7 @@ def raw_chunks(
             for rows in parquet.rows(path, packed, text_key, start_offset, chunk_bytes):
                 yield chunks.Chunk(path, "loose", rows.first + 1, rows.last, rows.lines, unit="row")
         else:
-            yield from chunks.cut(file, path, kind, chunk_bytes, start_offset)
+            yield from chunks.cut(file, path, kind, chunk_bytes, start_offset, delimiter)
 
 
 def _cut_lazy(file: IO[bytes], path: Path, chunk_bytes: int, start_offset: int) -> Iterator[chunks.Chunk]:
@@ -274,16 +276,18 @@ def read_documents(
     text_key: str = "text",
     loose_json: bool | None = None,
     text_layout: TextLayout = "auto",
+    delimiter: str = "",
 ) -> Iterator[Document | BadLine]:
     """The documents of a file in order, and a `BadLine` for each line that holds none though it should.
 
     Args:
         path: loose JSON (one object a line), tight JSON (one array of objects) or plain text, packed or not.
         text_key: the key of an object that holds the text; `title` is read as well, other keys are left alone.
-        loose_json, text_layout: see `detect`.
+        loose_json, text_layout: see `detect`; delimiter: see `raw_chunks`.
 
     Raises:
         ValueError: as `raw_chunks`.
     """
-    for chunk in raw_chunks(path, loose_json=loose_json, text_layout=text_layout, text_key=text_key):
+    reading = {"loose_json": loose_json, "text_layout": text_layout, "text_key": text_key, "delimiter": delimiter}
+    for chunk in raw_chunks(path, **reading):  # type: ignore[arg-type]
         yield from chunks.parse_chunk(chunk, text_key=text_key)

@@ -28,6 +28,21 @@ def delimiter(header: bytes) -> str:
     return max(",;\t", key=lambda sign: header.count(sign.encode()))
 
 
+def checked_delimiter(given: str | None) -> str:
+    """What stands between the cells as the user says it; empty: it is found from the first line of each table.
+
+    Raises:
+        ValueError: it is no single character that can.
+    """
+    sign = {None: "", r"\t": "\t"}.get(given, given) or ""
+    if given is not None and (len(sign) != 1 or not sign.isascii() or sign in '"\r\n\0'):
+        raise ValueError(
+            f"--delim: {given!r} cannot stand between the cells of a table: one ASCII character is needed, no "
+            "quotation mark and no line break; left out, it is found from the first line"
+        )
+    return sign
+
+
 class Rows:
     """Where the rows of a CSV file end, found as its bytes arrive.
 
@@ -126,21 +141,22 @@ class Rows:
         self._budget += 4 * count
 
 
-def columns(header: bytes, *, quoted: bool) -> list[str]:
-    """The names of the columns.
+def columns(header: bytes, delimiter: str, *, quoted: bool) -> list[str]:
+    """The names of the columns; arguments as for `rows`.
 
     Raises:
         UnicodeDecodeError: the line is not UTF-8.
     """
-    return next(_reader(header.decode(), header, quoted=quoted, strict=False), [])
+    return next(_reader(header.decode(), delimiter, quoted=quoted, strict=False), [])
 
 
-def rows(data: bytes, header: bytes, *, quoted: bool) -> list[tuple[int, list[str] | str]]:
+def rows(data: bytes, delimiter: str, *, quoted: bool) -> list[tuple[int, list[str] | str]]:
     """(line breaks before it, cells) for each row of `data` that is not empty; for a broken one, what is wrong.
 
     Bytes that are no UTF-8 become lone surrogates, which no text may hold: their rows are bad, the others are not.
 
     Args:
+        delimiter: what stands between the cells of CSV; those of TSV have tabs between them.
         quoted: cells may stand in quotation marks (CSV).
 
     Raises:
@@ -148,9 +164,9 @@ def rows(data: bytes, header: bytes, *, quoted: bool) -> list[tuple[int, list[st
     """
     found: list[tuple[int, list[str] | str]] = []
     start = line = 0
-    broken = Rows(delimiter(header)).scan(data, ended=True) if quoted else []
+    broken = Rows(delimiter).scan(data, ended=True) if quoted else []
     for begin, end in (*broken, (len(data), len(data))):
-        found += ((line + lines, cells) for lines, cells in _cells(data[start:begin], header, quoted=quoted))
+        found += ((line + lines, cells) for lines, cells in _cells(data[start:begin], delimiter, quoted=quoted))
         line += data.count(b"\n", start, begin)
         if end > begin:
             found.append((line, BROKEN))
@@ -159,8 +175,8 @@ def rows(data: bytes, header: bytes, *, quoted: bool) -> list[tuple[int, list[st
     return found
 
 
-def _cells(data: bytes, header: bytes, *, quoted: bool) -> list[tuple[int, list[str] | str]]:
-    reader = _reader(data.decode("utf-8", "surrogateescape"), header, quoted=quoted, strict=True)
+def _cells(data: bytes, delimiter: str, *, quoted: bool) -> list[tuple[int, list[str] | str]]:
+    reader = _reader(data.decode("utf-8", "surrogateescape"), delimiter, quoted=quoted, strict=True)
     found: list[tuple[int, list[str] | str]] = []
     with _cells_of(len(data)):
         while True:
@@ -186,8 +202,8 @@ def _cells_of(count: int) -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _reader(text: str, header: bytes, *, quoted: bool, strict: bool):
+def _reader(text: str, delimiter: str, *, quoted: bool, strict: bool):
     return csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter(header) if quoted else "\t",
+        io.StringIO(text, newline=""), delimiter=delimiter if quoted else "\t",
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=strict,
     )  # fmt: skip

@@ -27,6 +27,8 @@ _SPACES = re.compile(r"  +")
 _UNSEEN = re.compile(r"[\u200b\u2060\ufeff\x7f]+")
 _EMPTY_BRACKETS = re.compile(r"\((?:[ ,;:/–—-]|\bor\b)*\)|（[ ，、；：，;:]*）|\[[ ,;]*\]")
 _AFTER_OPENING = re.compile(r"([(（])[ ,;:，；、]+")
+APOSTROPHE = "\1"
+"""One that is no mark of bold or italic; XML holds no such character."""
 _STOPS_BEFORE_CLOSING = tuple(stop + bracket for bracket in ")）" for stop in " ,;，；、")
 _BEFORE_STOP = re.compile(r" ([,.;:!?])(?=\s|$)")
 _REPEATED_STOP = re.compile(r"([,;])(?: ?[,;])+")
@@ -47,6 +49,7 @@ def tidy(raw: str) -> str:
         raw = _without_brackets(raw)
     if "''" in raw:
         raw = without_quotes(raw)
+    raw = raw.replace(APOSTROPHE, "'")
     if "__" in raw:
         raw = _SWITCH.sub("", raw)
     if "&" in raw:

@@ -24,7 +24,7 @@ KEPT = (
         math|mvar|var|ill|interlanguage link|illm|not a typo|sic|citation needed span|poemquote|verse translation|zh-cn|
         angbr|script/hebrew|script/arabic|nihongo|gloss|chiarire|citazione necessaria|maiuscoletto|
         polytonic|railgauge|nts|iast|lit|literal translation|linktext|keypress|key press|chem2|sup|sub|clarify span|
-        仮リンク|link-en|unicode|nobold|noitalic|ta|s-|date-
+        仮リンク|unicode|nobold|noitalic|ta|s-|date-
         """,
         _FIRST,
     )
@@ -71,17 +71,14 @@ _RANGES = ("-", "–", "to", "and", "by", "x", "×", "or", "xx", "to(-)", "à", 
 _CENTURY = re.compile(r"[IVXLC]+", re.IGNORECASE)
 _ROMAN_CENTURY = re.compile(r"[ivxlc]+e( siècle)?")
 _NUMBER = re.compile(r"[-−+]?[\d.,\s]+\Z")
+# One template for each language: {{lang-de|text}}, the same of the Latgalian wiki, {{link-de|text|title there}}.
+_FAMILIES = ("formatnum:", "lang-", "vol-", "link-")
 _TEXT_KEYS = ("text", "texte", "testo", "texto")
 
 
 def is_kept(name: str) -> bool:
     """Whether a template, by its name in lower case, is part of a sentence."""
-    return (
-        name in KEPT
-        or name in PLAIN
-        or name.startswith(("formatnum:", "lang-"))
-        or _ROMAN_CENTURY.fullmatch(name) is not None
-    )
+    return name in KEPT or name in PLAIN or name.startswith(_FAMILIES) or _ROMAN_CENTURY.fullmatch(name) is not None
 
 
 def is_plain(name: str) -> bool:
@@ -105,7 +102,7 @@ def text_of(name: str, arguments: list[list[str]]) -> str:
         return roman.upper() + e + rest
     if not given:
         return ""
-    way = KEPT.get(name, _FIRST)  # the others are {{lang-de|text}}
+    way = KEPT.get(name, _FIRST)  # the others are of _FAMILIES
     if way in (_FIRST, _LAST):
         unit = next((value.strip() for key, value in arguments if key in ("u", "ul")), "") if name == "val" else ""
         return f"{given[0 if way == _FIRST else -1]} {unit}".rstrip()

@@ -12,10 +12,12 @@ from typing import Any
 
 from megabert.corpora import wikipedia_patterns, wikipedia_templates
 from megabert.corpora import wikipedia_words as words
-from megabert.corpora.wikipedia_lines import tidy
+from megabert.corpora.wikipedia_lines import APOSTROPHE, tidy
 
 HEADING = "\0"
 """Before a heading's line, with its level: XML, and so wikitext, holds no such character."""
+
+_APOSTROPHE = "<nowiki>'</nowiki>"
 
 
 class Reader:
@@ -44,6 +46,8 @@ class Reader:
 
     def text_of_the_rest(self, wikitext: str) -> str:
         """The text of a page by the parser alone."""
+        if _APOSTROPHE in wikitext:  # it stays apart from marks of bold and italic beside it
+            wikitext = wikitext.replace(_APOSTROPHE, APOSTROPHE)
         return tidy(_Page(self, self._tokenizer().tokenize(wikitext, 0, True), self._tokens).read())
 
     def link(self, target: str, text: str | None) -> str:

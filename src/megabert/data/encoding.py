@@ -35,6 +35,7 @@ class Reading:
     split_sentences: bool = True  # False: each document is one sequence
     max_bad_fraction: float = 0.01
     text_layout: TextLayout = "auto"
+    delimiter: str = ""  # between the cells of tables; empty: found from the first line
     dedup: Dedup = "none"
     similarity: float = 0.8  # of documents that count as duplicates, with `minhash`
 
@@ -45,8 +46,9 @@ class Reading:
     def chunks(self, path: Path, offset: int, chunk_bytes: int) -> Iterator[Piece]:
         """Whole documents of a file behind `offset`, not yet read."""
         return raw_chunks(
-            path, chunk_bytes, offset, loose_json=self.loose_json, text_layout=self.text_layout, text_key=self.text_key
-        )
+            path, chunk_bytes, offset, loose_json=self.loose_json, text_layout=self.text_layout, text_key=self.text_key,
+            delimiter=self.delimiter,
+        )  # fmt: skip
 
     def writer(self, prefix: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> IndexedWriter:
         """What the blocks are given to."""

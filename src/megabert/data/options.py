@@ -63,6 +63,10 @@ class DataOptions:
         "auto", "what is a document of a plain text file: the whole file, what stands between blank lines, or a line; "
         "auto looks at the file",
     )  # fmt: skip
+    delim: str | None = option(
+        None, "what stands between the cells of a .csv, one character; left out, found from the first line of each",
+        example="';'",
+    )  # fmt: skip
     lazy_loader: bool = option(
         False, "copy no text and no tokens: documents stay in their files (loose JSON) and are tokenized when they are "
         "read; only an index is made",

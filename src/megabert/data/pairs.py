@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from megabert.data import sample_walk
+from megabert.data import sample_loops, sample_walk
 
 LONGEST_SENTENCE = 512  # tokens; Megatron leaves out documents with a longer sentence
 _TWIST_SHIFT = 156
@@ -72,6 +72,7 @@ def build_sample_map(
     least_sentences: int,
     num_samples: int | None = None,
     shuffle: bool = True,
+    compiled: bool | None = None,
 ) -> np.ndarray:
     """Megatron's `build_mapping`: cut every document into samples of about `length` tokens, epoch after epoch.
 
@@ -83,6 +84,7 @@ def build_sample_map(
         short_seq_prob: probability of a random, shorter length; used as one in round(1 / p), as Megatron does.
         least_sentences: 2 when samples are split in two segments, else 1.
         num_samples: epochs are added until there are so many samples, so there are somewhat more. None: one epoch.
+        compiled: by numba's loops instead of numpy, for the same numbers. None: where it is installed and saves time.
 
     Returns:
         [samples, 3] uint32 (uint64 beyond 2**32 sentences): first sentence, one past the last, target length.
@@ -93,6 +95,17 @@ def build_sample_map(
     if not usable.any():
         return np.zeros((0, 3), dtype)
     firsts, lasts = documents[:-1][usable].astype(np.int64), documents[1:][usable].astype(np.int64)
+    if compiled is None:
+        compiled = len(sizes) >= sample_loops.WORTHWHILE and sample_loops.usable()
+    every = round(1 / short_seq_prob) if short_seq_prob > 0 else 0
+    if compiled:
+        rows = sample_loops.walk(
+            firsts, lasts, sizes, dtype, length=length, every=every, seed=seed, least_sentences=least_sentences,
+            num_samples=num_samples,
+        )  # fmt: skip
+        if shuffle:
+            sample_loops.shuffle(rows, draws_64(seed + 1, len(rows) - 1))
+        return rows
     # Usable documents are laid back to back, so that the walk never jumps.
     ends = np.cumsum(lasts - firsts)
     shifts = lasts - ends
@@ -102,9 +115,8 @@ def build_sample_map(
         kept = kept[np.repeat(usable, np.diff(documents))]
     np.cumsum(kept, dtype=np.int64, out=totals[1:])
     begun, ended, targets = sample_walk.walk(
-        totals, ends, length=length, every=round(1 / short_seq_prob) if short_seq_prob > 0 else 0, seed=seed,
-        least_sentences=least_sentences, num_samples=num_samples,
-    )  # fmt: skip
+        totals, ends, length=length, every=every, seed=seed, least_sentences=least_sentences, num_samples=num_samples
+    )
     moved = shifts[np.searchsorted(ends, begun, "right")]
     rows = np.empty((len(begun), 3), dtype)
     rows[:, 0] = begun + moved

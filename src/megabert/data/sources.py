@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabert.config import flag_name
-from megabert.corpora import builtin, files, lazy_folder
+from megabert.corpora import builtin, files, lazy_folder, tables
 from megabert.corpora.document import good_documents
 from megabert.data import lazy, preprocess, stored_reading
 from megabert.data.blend import Source, is_weighted, parse_sources
@@ -130,7 +130,8 @@ def texts_of(named: Named, options: DataOptions) -> Iterator[str]:
     if options.use_tfrecords:
         raise ValueError("--tokenizer is missing: stored samples need the vocabulary that they were made with")
     paths = [path for text in named.texts for path in text.paths]
-    reading = {"text_key": options.text_key, "loose_json": options.loose_json or None}
+    delimiter = tables.checked_delimiter(options.delim)
+    reading = {"text_key": options.text_key, "loose_json": options.loose_json or None, "delimiter": delimiter}
     items = itertools.chain.from_iterable(
         files.read_documents(path, text_layout=options.text_layout, **reading) for path in paths
     )
@@ -205,6 +206,7 @@ def _reading(text: Text, options: DataOptions, say: Callable[[str], None]) -> tu
     reading = Reading(
         text_key=options.text_key, loose_json=options.loose_json or None, presplit=options.presplit_sentences,
         max_bad_fraction=options.max_bad_fraction, text_layout=options.text_layout,
+        delimiter=tables.checked_delimiter(options.delim),
     )  # fmt: skip
     if not options.lazy_loader:
         return reading, "_text_sentence"

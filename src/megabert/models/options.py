@@ -65,6 +65,9 @@ class ModelOptions:
     make_vocab_size_divisible_by: int = option(
         128, "pad the vocabulary to a multiple of this many entries, so that matrix products are fast", minimum=1
     )
+    vocab_extra_ids: int = option(
+        0, "ids behind those of the vocabulary that have an embedding but no entry, before the padding", minimum=0
+    )
     untie_embeddings_and_output_weights: bool = option(
         False, "give the masked-word head a matrix of its own instead of the word embedding"
     )

@@ -56,15 +56,12 @@ class PassedFlags:
 class JudgedFlags:
     """Flags that are refused, at some value or at all."""
 
-    pretrained_bert: bool | None = _former("refused")
     fp32_residual_connection: bool | None = _former("true of float32 runs")
     fp16_lm_cross_entropy: bool | None = _former("refused")
     adlr_autoresume: bool | None = _former("refused")
     adlr_autoresume_interval: int | None = _former("of --adlr-autoresume")  # type: ignore[assignment]
     use_flash_attn: bool | None = _former("refused")
-    delim: str | None = _former("found from the first line of a table")  # type: ignore[assignment]
     kv_channels: int | None = _former("the width of a head")  # type: ignore[assignment]
-    vocab_extra_ids: int | None = _former("0 only")  # type: ignore[assignment]
     dataloader_type: str | None = _former("single only")  # type: ignore[assignment]
     data_impl: str | None = _former("mmap or infer")  # type: ignore[assignment]
     transformer_impl: str | None = _former("local only")  # type: ignore[assignment]
@@ -86,8 +83,6 @@ _WANDB = (
     "Weights & Biases is not written; metrics.jsonl has the same numbers, one object a line, and so has TensorBoard"
 )
 _REFUSED = {
-    "pretrained_bert": "the 2019 network had its LayerNorms elsewhere, so its weights mean another function here; "
-    "leave it out to start from new weights, or go on from a run of this package with --load RUN --finetune",
     "fp16_lm_cross_entropy": "the loss is always computed in float32; leave it out",
     "adlr_autoresume": "belongs to one company's cluster; SIGTERM and --exit-duration-in-mins save and end the run, "
     "and the same command goes on with it",
@@ -99,8 +94,6 @@ _REFUSED = {
     "wandb_save_dir": _WANDB,
 }
 _ONLY = {
-    "delim": ((",", ";", "\t"), "it is found from the first line of a table: write the table with one of these"),
-    "vocab_extra_ids": ((0,), "add entries to the vocabulary file"),
     "dataloader_type": (("single",), "rows are read in the order of one shuffled map; leave the flag out"),
     "data_impl": (
         ("mmap", "infer"),

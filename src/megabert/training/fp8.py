@@ -61,7 +61,7 @@ def multiply_in_fp8(model: nn.Module, layer: str, *, emulated: bool = False) -> 
     Raises:
         ValueError: a matrix whose sizes do not divide.
     """
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # type: ignore[import-not-found]
 
     pattern, chosen = re.compile(rf"{layer}\..+"), []
 

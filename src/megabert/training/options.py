@@ -246,6 +246,10 @@ class RunOptions:
     finetune: bool = option(
         False, "take only the weights from --load, and start at step 0 with a fresh optimizer, schedule and data"
     )
+    pretrained_bert: bool = option(
+        False, "begin with the weights of the Megatron BERT that --tokenizer-model-type, or --tokenizer, names or is "
+        "the folder of: the same as --load NAME --finetune",
+    )  # fmt: skip
     log_interval: int = option(100, "updates between two lines of metrics", example="10", minimum=1)
     eval_interval: int = option(
         1000, "updates between two evaluations on the validation rows; 0 evaluates only at the end", minimum=0

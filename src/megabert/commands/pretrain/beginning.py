@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,8 +23,37 @@ _FLAGS = {
     "intermediate_size": "--intermediate-size", "max_position_embeddings": "--max-position-embeddings",
     "hidden_act": "--gelu", "type_vocab_size": "two sentence types",
 }  # fmt: skip
+_USUAL = "megatron-bert-345m-uncased"
 _BY_WORD = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias", "cls.predictions.decoder.weight",
             "cls.predictions.decoder.bias")  # fmt: skip
+
+
+def with_pretrained(config: Config) -> Config:
+    """The same, with what `--pretrained-bert` stands for: the model of the tokenizer's name is where the run begins.
+
+    Raises:
+        ValueError: there is another beginning too, or no name, or no Megatron BERT of that name.
+    """
+    from megabert.formats import named
+
+    if not config.pretrained_bert:
+        return config
+    flag, name = "--tokenizer-model-type", config.tokenizer_model_type
+    if name is None:
+        flag, name = "--tokenizer", config.tokenizer
+    if config.load is not None:
+        raise ValueError("--pretrained-bert and --load name two beginnings; keep one of them")
+    if name is None:
+        raise ValueError(f"--pretrained-bert: which one? {flag} {_USUAL} names a model, or gives the folder of one")
+    places = [Path(name).expanduser(), *([config.cache_dir / name] if config.cache_dir else [])]
+    place = next((place for place in places if place.is_dir()), None)
+    if place is None and not named.stands_for(name):
+        raise ValueError(
+            f"--pretrained-bert: no Megatron BERT is called {name}. Google's weights of that name, with which "
+            "the flag began in 2019, are of a network with its LayerNorms elsewhere and mean another function here; "
+            f"{flag} {_USUAL} has the vocabulary of bert-large-uncased"
+        )
+    return dataclasses.replace(config, load=place or Path(name), finetune=True, pretrained_bert=False)
 
 
 def foreign(config: Config) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
-from megabert.commands.pretrain.beginning import foreign, weights_of
+from megabert.commands.pretrain.beginning import foreign, weights_of, with_pretrained
 from megabert.commands.pretrain.parts import alone, bare_model, check_accelerator, layout_for, together
 from megabert.commands.pretrain.results import describe, export, test, whole_weights
 from megabert.commands.pretrain.rows import identity_of, indexed_data, named_data, stack_for, tokenizer_for
@@ -75,6 +75,7 @@ def run(config: Config) -> None:
 def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     """The part of a run that this process has; all of it without a world."""
     _check(config)
+    config = with_pretrained(config)
     layout = layout_for(config, world)
     if layout.data > 1:
         from megabert.training.batch_sizes import divided_among

@@ -94,7 +94,7 @@ def _corpora(arguments: Sequence[str]) -> list[str]:
 
 def _notices(config: pretrain.Config, given: Sequence[tuple[str, dataclasses.Field]]) -> Iterator[str]:
     """What is to be said of flags that change nothing."""
-    judged = {field.name for field in dataclasses.fields(JudgedFlags)} - {"delim"}
+    judged = {field.name for field in dataclasses.fields(JudgedFlags)}
     for flag, field in given:
         value, meaning = getattr(config, field.name), field.metadata["help"]
         if field.name == "local_rank" or (value is False and field.name in _LET_PASS):

@@ -136,7 +136,8 @@ def make_config(
 
     Args:
         options: sizes and numerics.
-        vocabulary_size: entries of the tokenizer; padded to `options.make_vocab_size_divisible_by`.
+        vocabulary_size: entries of the tokenizer; with `options.vocab_extra_ids` padded to
+            `options.make_vocab_size_divisible_by`.
         pad_token_id: its row of the word embedding starts as zeros and gets no gradient from the input.
         type_vocab_size: segments that have an embedding.
         add_binary_head: with a pooler and a sentence-pair head.
@@ -158,7 +159,9 @@ def make_config(
         add_binary_head=add_binary_head,
     )
     config = MegatronBertConfig(
-        vocab_size=padded_vocabulary_size(vocabulary_size, options.make_vocab_size_divisible_by),
+        vocab_size=padded_vocabulary_size(
+            vocabulary_size + options.vocab_extra_ids, options.make_vocab_size_divisible_by
+        ),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.num_layers,
         num_attention_heads=options.num_attention_heads,
