@@ -31,8 +31,8 @@ import torch
 import transformers
 
 import made_tasks
-from megabert import cli, runtime
-from megabert.config import option, parse
+from megabert import cli
+from megabert.config import option
 from megabert.formats import huggingface
 from megabert.models.auto import class_of
 from megabert.serving.fine_tuned import FineTuned
@@ -40,6 +40,7 @@ from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Task
 from megabert.tokenization import word_piece
 from megabert.training.step import TrainingStep
+from turns import program
 
 WARM_UP = 2
 SIDES = ("megabert", "trainer", "trainer at its best")
@@ -289,20 +290,5 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The program; returns the exit status."""
-    try:
-        options = parse(BenchmarkOptions, sys.argv[1:], program="benchmarks/finetune.py", description=__doc__ or "")
-        result = run(options)
-        if options.output is not None:
-            with runtime.atomic_write(options.output) as file:
-                file.write(json.dumps(result, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"finetune: {error}", file=sys.stderr)
-        return 2
-    print(show(result))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(BenchmarkOptions, "finetune", __doc__, run, show))

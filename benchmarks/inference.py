@@ -30,9 +30,9 @@ import transformers
 import made_tasks
 import megabert
 from megabert import runtime
-from megabert.config import option, parse
+from megabert.config import option
 from megabert.serving.predictor import Predictor
-from turns import Side, alternate, ratios
+from turns import Side, alternate, check_names, program, ratios
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES = ("batch", "equal", "mixed")
@@ -217,23 +217,15 @@ def shown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The program; returns the exit status."""
-    try:
-        options = parse(BenchmarkOptions, sys.argv[1:], program="benchmarks/inference.py", description=__doc__ or "")
-        strange = [name for name in options.cases if name not in CASES]
-        if strange:
-            raise ValueError(f"--cases: {strange[0]} is not one of {', '.join(CASES)}")
-        result = run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
-        if options.output is not None and options.table is None:
-            with runtime.atomic_write(options.output) as file:
-                file.write(json.dumps(result, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"inference: {error}", file=sys.stderr)
-        return 2
-    print(shown(result))
-    return 0
+def measured(options: BenchmarkOptions) -> dict[str, Any]:
+    """The result of a run, or of one from before (`--table`).
+
+    Raises:
+        ValueError: a case that is not there.
+    """
+    check_names("--cases", options.cases, CASES)
+    return run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(BenchmarkOptions, "inference", __doc__, measured, shown))

@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from megabert import runtime
-from megabert.config import option, parse
+from megabert.config import option
+from turns import check_names, program
 
 SEEDS = 3
 QUESTIONS = 8595
@@ -154,24 +154,16 @@ def shown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The program; returns the exit status."""
-    try:
-        options = parse(LearningOptions, sys.argv[1:], program="benchmarks/learning.py", description=__doc__ or "")
-        strange = [name for name in options.tasks if name not in TASKS]
-        if strange:
-            raise ValueError(f"--tasks: {strange[0]} is not one of {', '.join(TASKS)}")
-        options.work.mkdir(parents=True, exist_ok=True)
-        result = {name: compared(name, options) for name in options.tasks}
-        if options.output is not None:
-            with runtime.atomic_write(options.output) as file:
-                file.write(json.dumps(result, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"learning: {error}", file=sys.stderr)
-        return 2
-    print(shown(result))
-    return 0
+def run(options: LearningOptions) -> dict[str, Any]:
+    """All comparisons that are asked for.
+
+    Raises:
+        ValueError: a task that is not there, or one of the runs failed.
+    """
+    check_names("--tasks", options.tasks, TASKS)
+    options.work.mkdir(parents=True, exist_ok=True)
+    return {name: compared(name, options) for name in options.tasks}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(LearningOptions, "learning", __doc__, run, shown))

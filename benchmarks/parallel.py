@@ -11,7 +11,6 @@ cannot pass m / (m + 1).
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import queue
@@ -29,8 +28,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megabert import MegatronBertForPreTraining, runtime
-from megabert.config import option, parse
+from megabert import MegatronBertForPreTraining
+from megabert.config import option
 from megabert.models.bert import plan
 from megabert.models.bert.config import make_config
 from megabert.models.losses import PretrainingObjective
@@ -40,6 +39,7 @@ from megabert.parallel.mesh import Layout, make_mesh
 from megabert.training.assembly import Parallel, make_parallel_step, seed_streams
 from megabert.training.options import TrainingOptions
 from megabert.training.step import TrainingStep, make_step
+from turns import program
 
 VOCABULARY = 30592  # a multiple of 2 x 128, as --make-vocab-size-divisible-by gives
 LEARNING_RATE = 1e-4
@@ -299,20 +299,5 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The program; returns the exit status."""
-    try:
-        options = parse(BenchmarkOptions, sys.argv[1:], program="benchmarks/parallel.py", description=__doc__ or "")
-        result = run(options)
-        if options.output is not None:
-            with runtime.atomic_write(options.output) as file:
-                file.write(json.dumps(result, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"parallel: {error}", file=sys.stderr)
-        return 2
-    print(show(result))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(BenchmarkOptions, "parallel", __doc__, run, show))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import statistics
 import sys
 import tempfile
@@ -27,9 +26,9 @@ import transformers
 
 import made_tasks
 from megabert import cli, runtime
-from megabert.config import option, parse
+from megabert.config import option
 from megabert.serving.fine_tuned import FineTuned
-from turns import Side, alternate
+from turns import Side, alternate, program
 
 MOST_TOKENS = 512
 Labels = list[str]
@@ -155,20 +154,5 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The program; returns the exit status."""
-    try:
-        options = parse(BenchmarkOptions, sys.argv[1:], program="benchmarks/predict.py", description=__doc__ or "")
-        result = run(options)
-        if options.output is not None:
-            with runtime.atomic_write(options.output) as file:
-                file.write(json.dumps(result, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    print(show(result))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(BenchmarkOptions, "predict", __doc__, run, show))

@@ -32,7 +32,7 @@ import torch
 import transformers
 
 from megabert import MegatronBertForPreTraining, runtime
-from megabert.config import option, parse
+from megabert.config import option
 from megabert.models.bert import plan
 from megabert.models.bert.config import make_config
 from megabert.models.losses import PretrainingObjective
@@ -42,7 +42,7 @@ from megabert.training.fp8 import check_fp8, multiply_in_fp8
 from megabert.training.options import AcceleratorOptions, TrainingOptions
 from megabert.training.step import make_step
 from pretraining_rows import Batch, Rows, dense, natural
-from turns import Side, alternate, ratios
+from turns import Side, alternate, check_names, program, ratios
 
 VOCABULARY = 30522
 LEARNING_RATE = 1e-4
@@ -421,28 +421,21 @@ def shown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """The program; returns the exit status."""
-    try:
-        options = parse(BenchmarkOptions, sys.argv[1:], program="benchmarks/pretrain.py", description=__doc__ or "")
-        strange = [name for name in options.cases if name not in CASES]
-        if strange:
-            raise ValueError(f"--cases: {strange[0]} is not one of {', '.join(CASES)}")
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device: cuda, but PyTorch finds no GPU here")
+def measured(options: BenchmarkOptions) -> dict[str, Any]:
+    """The result of a run, or of one from before (`--table`).
+
+    Raises:
+        ValueError: a case that is not there, or a device that is not, or cannot do what it is asked for.
+    """
+    check_names("--cases", options.cases, CASES)
+    if options.table is None:
         device = torch.device(options.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device: cuda, but PyTorch finds no GPU here")
         check_cuda_graphs(options, device, processes=1, packed=True, recomputed=False)
         check_fp8(options, device, bf16=True, processes=1, sizes={})
-        result = run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
-        if options.output is not None and options.table is None:
-            with runtime.atomic_write(options.output) as file:
-                file.write(json.dumps(result, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
-        return 2
-    print(shown(result))
-    return 0
+    return run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(BenchmarkOptions, "pretrain", __doc__, measured, shown))

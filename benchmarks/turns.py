@@ -1,4 +1,4 @@
-"""Sides of a benchmark, each in a process of its own, that take turns: A, B, A, B.
+"""Sides of a benchmark, each in a process of its own, that take turns: A, B, A, B; and the benchmark's command line.
 
 While one works the others wait, so that each has the machine for itself; and none has anything of another's: neither
 its memory nor what it told the C library about memory.
@@ -6,16 +6,68 @@ its memory nor what it told the C library about memory.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
+
+from megabert import runtime
+from megabert.config import parse
+
+
+class _Options(Protocol):
+    @property
+    def output(self) -> Path | None: ...
+
+
+Options = TypeVar("Options", bound=_Options)
+
+
+def program(
+    options: type[Options], name: str, description: str | None, run: Callable[[Options], Any],
+    shown: Callable[[Any], str],
+) -> int:  # fmt: skip
+    """A benchmark as a program: flags, the run, its result as JSON (`--output`) and as a text.
+
+    Args:
+        options: of the command line; `output` among them.
+        name: of the benchmark.
+        run: gives what JSON can hold.
+        shown: that for people.
+
+    Returns:
+        The exit status: 2 where the flags or the machine do not let it run.
+    """
+    try:
+        chosen = parse(options, sys.argv[1:], program=f"benchmarks/{name}.py", description=description or "")
+        result = run(chosen)
+        if chosen.output is not None:
+            with runtime.atomic_write(chosen.output) as file:
+                file.write(json.dumps(result, indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    print(shown(result))
+    return 0
+
+
+def check_names(flag: str, given: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
+    """Refuse a name that a flag does not know.
+
+    Raises:
+        ValueError: it is not one of the known ones.
+    """
+    strange = next((name for name in given if name not in known), None)
+    if strange is not None:
+        raise ValueError(f"{flag}: {strange} is not one of {', '.join(known)}")
 
 
 def peak_mib() -> float:

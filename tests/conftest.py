@@ -28,3 +28,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in others:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items[:] = teams + others
+
+
+@pytest.fixture(scope="session")
+def readme_2019() -> str:
+    """The flags of the command in the README of Megatron's first BERT, of 2019."""
+    return """
+--batch-size 4 --tokenizer-type BertWordPieceTokenizer --cache-dir temp_cache_dir --tokenizer-model-type
+bert-large-uncased --vocab-size 30522 --train-data wikipedia --loose-json --text-key text --split 1000,1,1 --lazy-loader
+--max-preds-per-seq 80 --seq-length 512 --max-position-embeddings 512 --num-layers 24 --hidden-size 1024
+--intermediate-size 4096 --num-attention-heads 16 --hidden-dropout 0.1 --attention-dropout 0.1 --train-iters 1000000
+--lr 0.0001 --lr-decay-style linear --lr-decay-iters 990000 --warmup .01 --weight-decay 1e-2 --clip-grad 1.0 --fp16
+--fp32-layernorm --fp32-embedding --hysteresis 2 --num-workers 2
+"""

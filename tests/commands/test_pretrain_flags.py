@@ -12,15 +12,6 @@ from megabert.models.bert.config import make_config
 from megabert.tokenization.chosen import open_tokenizer
 from megabert.training.former_flags import JudgedFlags, check_former_flags
 
-README_2019 = """
---batch-size 4 --tokenizer-type BertWordPieceTokenizer --cache-dir temp_cache_dir --tokenizer-model-type
-bert-large-uncased --vocab-size 30522 --train-data wikipedia --loose-json --text-key text --split 1000,1,1 --lazy-loader
---max-preds-per-seq 80 --seq-length 512 --max-position-embeddings 512 --num-layers 24 --hidden-size 1024
---intermediate-size 4096 --num-attention-heads 16 --hidden-dropout 0.1 --attention-dropout 0.1 --train-iters 1000000
---lr 0.0001 --lr-decay-style linear --lr-decay-iters 990000 --warmup .01 --weight-decay 1e-2 --clip-grad 1.0 --fp16
---fp32-layernorm --fp32-embedding --hysteresis 2 --num-workers 2
-"""
-
 WORKS = """
 --presplit-sentences --layernorm-epsilon 1e-12 --fp32-tokentypes --fp32-allreduce --loss-scale 1024
 --loss-scale-window 1000 --min-scale 1 --checkpoint-activations --epochs 1 --log-interval 100 --seed 1234 --save runs/x
@@ -59,8 +50,8 @@ def check(config: Config) -> None:
     check_former_flags(config, head_width=width, log_interval=config.log_interval, half=config.fp16 or config.bf16)
 
 
-def test_the_readme_s_command_of_2019():
-    config = parse(README_2019)
+def test_the_readme_s_command_of_2019(readme_2019):
+    config = parse(readme_2019)
     check(config)
     assert (config.batch_size, config.max_preds_per_seq, config.intermediate_size) == (4, 80, 4096)
     assert (config.warmup, config.lr_decay_iters, config.tokenizer_model_type) == (0.01, 990_000, "bert-large-uncased")

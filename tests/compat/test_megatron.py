@@ -27,14 +27,6 @@ TINY = {
     "BATCH_SIZE": "2", "MAX_PREDS_PER_SEQ": "5", "VOCAB_SIZE": "60", "CACHE_DIR": "names", "NPROC_PER_NODE": "2",
     "NUM_WORKERS": "0", "SPLIT": "80,10,10",
 }  # fmt: skip
-README_2019 = """
---batch-size 4 --tokenizer-type BertWordPieceTokenizer --cache-dir temp_cache_dir --tokenizer-model-type
-bert-large-uncased --vocab-size 30522 --train-data wikipedia --loose-json --text-key text --split 1000,1,1 --lazy-loader
---max-preds-per-seq 80 --seq-length 512 --max-position-embeddings 512 --num-layers 24 --hidden-size 1024
---intermediate-size 4096 --num-attention-heads 16 --hidden-dropout 0.1 --attention-dropout 0.1 --train-iters 1000000
---lr 0.0001 --lr-decay-style linear --lr-decay-iters 990000 --warmup .01 --weight-decay 1e-2 --clip-grad 1.0 --fp16
---fp32-layernorm --fp32-embedding --hysteresis 2 --num-workers 2
-"""
 PASSED_2019 = """
 --fp32-allreduce --save-optim --save-rng --save-all-rng --load-optim --load-rng --load-all-rng --resume-dataloader
 --shuffle --deep-init --override-lr-scheduler --adlr-autoresume --adlr-autoresume-interval --DDP-impl --eod-mask-loss
@@ -86,8 +78,8 @@ def read(monkeypatch, tmp_path, capsys):
     return run
 
 
-def test_the_command_of_2019_reads_as_it_did_then(read):
-    config, said = read(README_2019)
+def test_the_command_of_2019_reads_as_it_did_then(read, readme_2019):
+    config, said = read(readme_2019)
     assert type(config) is pretrain.Config
     assert (config.batch_size, config.max_preds_per_seq, config.warmup, config.lr_decay_iters) == (4, 80, 0.01, 990_000)
     assert (config.masking, config.pairs, config.short_seq_prob) == ("token", "nsp", 0.01)

@@ -220,9 +220,14 @@ def test_glue(place, capsys):
         )
         (folder / f"{name}.tsv").write_text(f"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n{rows}")
     command = [f"model.dataset.data_dir={folder}", "model.dataset.max_seq_length=24", "model.train_ds.batch_size=2"]
-    assert main(["glue_benchmark", *command, *encoder(place)]) == 0, capsys.readouterr().err
+    command += [*encoder(place), "model.nemo_path=mrpc.nemo"]
+    assert main(["glue_benchmark", *command]) == 0, capsys.readouterr().err
     (told,) = Path("nemo_experiments/mrpc").glob("*/scores.json")
     assert "accuracy_and_f1" in json.loads(told.read_text())["validation"]
+    restored = pl.GLUEModel.restore_from("mrpc.nemo")
+    assert restored.taught.task.row == "mrpc" and restored.taught.model.config.head_layers == 2
+    checkpoint = open_checkpoint(Path("mrpc.nemo"))
+    assert checkpoint.training["nemo_target"].endswith(".GLUEModel") and checkpoint.config["head_dropout"] == 0
 
 
 def test_values_are_read_as_hydra_reads_them():
@@ -276,6 +281,13 @@ def test_models_for_what_people_say(place, capsys):
     model = pl.IntentSlotClassificationModel.restore_from("intent_slot_classification/model")
     intents, slots = model.predict_from_examples(["it was in paris"], None)
     assert intents[0] in ("where", "who") and len(slots[0].split()) == 4
+    model.save_to("intents.nemo", tensor_model_parallel_size=2)
+    again = pl.IntentSlotClassificationModel.restore_from("intents.nemo")
+    assert again.predict_from_examples(["it was in paris"], None) == (intents, slots)
+    config = pl.IntentSlotClassificationModel.restore_from("intents.nemo", return_config=True)
+    assert config.target.endswith(".IntentSlotClassificationModel") and config.head.num_output_layers == 2
+    assert config.data_desc.slot_labels == ["O", "B-place"] and again.taught.model.config.head_parts == [2, 2]
+    assert again.taught.task.label_pieces == "all"  # NeMo's ignore_extra_tokens is false
     assert "intent_share = 0.6" in Path("intent_slot_classification/run.toml").read_text()
 
     taught("punctuation_capitalization_train", *run)
@@ -283,6 +295,13 @@ def test_models_for_what_people_say(place, capsys):
     (text,) = model.add_punctuation_capitalization(["it was in paris"])
     (labels,) = model.add_punctuation_capitalization(["it was in paris"], return_labels=True)
     assert len(text.split()) == len(labels.split()) == 4 and all(len(label) == 2 for label in labels.split())
+    model.save_to("marks.nemo")
+    again = pl.PunctuationCapitalizationModel.restore_from("marks.nemo")
+    assert again.add_punctuation_capitalization(["it was in paris"]) == [text]
+    config = pl.PunctuationCapitalizationModel.restore_from("marks.nemo", return_config=True)
+    assert config.punct_label_ids == {"O": 0, ".": 1, "?": 2} and config.capit_head.capit_num_fc_layers == 1
+    assert main(["punctuation_capitalization_train", *run, "model.capit_head.fc_dropout=0.3"]) == 2
+    assert "model.punct_head and model.capit_head differ" in capsys.readouterr().err
     with pytest.raises(ValueError, match="was taught punctuation, which is not what a TokenClassificationModel does"):
         TokenClassificationModel.restore_from("punctuation_capitalization_train/model")
 

@@ -24,3 +24,10 @@ def make_data(tmp_path):
 @pytest.fixture
 def data(make_data):
     return make_data(natural_documents(60))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Corpora are read in so small pieces that little data has many."""
+    monkeypatch.setattr("megabert.corpora.chunks._READ_BYTES", 1000)
+    monkeypatch.setattr("megabert.data.preprocess.CHUNK_BYTES", 2000)

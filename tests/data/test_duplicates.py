@@ -15,10 +15,7 @@ from megabert.tokenization.word_piece import from_tokens
 WORDS = [f"w{number}" for number in range(400)]
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr("megabert.corpora.chunks._READ_BYTES", 1000)
-    monkeypatch.setattr(preprocess, "CHUNK_BYTES", 2000)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.fixture

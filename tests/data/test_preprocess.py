@@ -18,10 +18,7 @@ WORDS = ["the", "sea", "was", "calm", "ship", "##s", "a", "man", "came", "near",
 SENTENCES = ["The sea was calm.", "A man came near.", "Ships came.", "The man was calm."]
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr("megabert.corpora.chunks._READ_BYTES", 1000)
-    monkeypatch.setattr(preprocess, "CHUNK_BYTES", 2000)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.fixture

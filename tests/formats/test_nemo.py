@@ -11,9 +11,11 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MegatronBertConfig
 
 from megabert.formats import checkpoints, megatron_core_write, nemo, nemo_write
 from megabert.formats.nemo_write import Layout
+from megabert.models import auto
 
 VOCABULARY = b"".join(b"%d\n" % number for number in range(40))
 
@@ -264,15 +266,16 @@ def test_distributed_weights_inside_an_archive_are_read_in_place(tmp_path, folde
         nemo.read(archive_of(tmp_path / "x.nemo", members))
 
 
-def task_archive(path, target, layers, *, classes=2, more=b"", members=None):
-    """A fine-tuned model as NeMo 1.0 writes it."""
+def task_archive(path, target, layers, *, classes=2, heads=None, more=b"", members=None):
+    """A fine-tuned model as NeMo 1.0 writes it; `heads`: outputs by the names of its classifiers."""
     tensors = made.weights(parts=("tokentypes",))
     state = legacy_state(tensors, 4, "v0")
     generator = torch.Generator().manual_seed(1)
-    for number in range(layers):
-        outputs = classes if number == layers - 1 else 16
-        for leaf, shape in (("weight", (outputs, 16)), ("bias", (outputs,))):
-            state[f"classifier.mlp.layer{2 * number}.{leaf}"] = torch.randn(shape, generator=generator)
+    for place, count in (heads or {"classifier.mlp": classes}).items():
+        for number in range(layers):
+            outputs = count if number == layers - 1 else 16
+            for leaf, shape in (("weight", (outputs, 16)), ("bias", (outputs,))):
+                state[f"{place}.layer{2 * number}.{leaf}"] = torch.randn(shape, generator=generator)
     config = f"target: nemo.collections.nlp.models.x.{target}\n".encode() + more
     given = {"model_config.yaml": config, "c_encoder_config.json": ENCODER, "model_weights.ckpt": state}
     return archive_of(path, {**given, **(members or {})}), state, tensors
@@ -287,7 +290,7 @@ def task_archive(path, target, layers, *, classes=2, more=b"", members=None):
          {f"classifier.mlp.layer{n}.{leaf}" for n in (0, 2) for leaf in ("weight", "bias")}),
         ("TextClassificationModel", 1, {"classifier.mlp.layer0.weight", "classifier.mlp.layer0.bias"}),
         ("QAModel", 3, {f"qa_outputs.mlp.layer{n}.{leaf}" for n in (0, 2, 4) for leaf in ("weight", "bias")}),
-        ("GLUEModel", 2, set()),
+        ("SomeModel", 2, set()),
     ],
 )  # fmt: skip
 def test_heads_of_tasks(tmp_path, target, layers, names):
@@ -297,7 +300,7 @@ def test_heads_of_tasks(tmp_path, target, layers, names):
     said = [note for note in read.notes if "left out, a task's head" in note]
     assert bool(said) == (not names)
     if not names:
-        assert "classifier.mlp.layer0.weight" in said[0] and "GLUEModel has no counterpart" in said[0]
+        assert "classifier.mlp.layer0.weight" in said[0] and "SomeModel has no counterpart" in said[0]
     else:
         assert read.config["num_labels"] == 2
         assert target[:2] in read.config["architectures"][0] or target[:4] in ("QAMo", "Text")
@@ -324,6 +327,70 @@ def test_a_taught_model_comes_back_bit_for_bit(tmp_path, ranks):
     assert again.config == read.config
     with pytest.raises(ValueError, match="--nemo-generation"):
         write(read, tmp_path / "third.nemo", generation="1.7")
+
+
+INTENTS = ("IntentSlotClassificationModel", {"classifier.intent_mlp": 2, "classifier.slot_mlp": 3},
+           b"intent_loss_weight: 0.7\nlanguage_model: {max_seq_length: 9}\nignore_extra_tokens: false\n"
+           b"head: {fc_dropout: 0.3}\ndata_desc: {intent_label_ids: {ask: 1, tell: 0}}\n"
+           b"class_labels: {slot_labels_file: 'nemo:0123456789abcdef0123456789abcdef_slot_labels.csv'}\n",
+           {"0123456789abcdef0123456789abcdef_slot_labels.csv": b"O\nB-x\nI-x\n"},
+           {"task": "intent-slot", "max_seq_length": 9, "intent_share": 0.7, "label_pieces": "all", "scheme": "iob2",
+            "labels": ["intent:tell", "intent:ask", "slot:O", "slot:B-x", "slot:I-x"]})  # fmt: skip
+MARKS = ("PunctuationCapitalizationModel", {"punct_classifier.mlp": 3, "capit_classifier.mlp": 2},
+         b"dataset: {max_seq_length: 9, ignore_extra_tokens: true}\npunct_head: {fc_dropout: 0.2, activation: relu}\n",
+         {"punct_label_ids.csv": b"O\n,\n.\n", "capit_label_ids.csv": b"O\nU\n"},
+         {"task": "punctuation", "max_seq_length": 9, "label_pieces": "first",
+          "labels": ["mark:O", "mark:,", "mark:.", "case:O", "case:U"]})  # fmt: skip
+GLUE = ("GLUEModel", {"pooler.mlp": 2}, b"task_name: rte\ndataset: {max_seq_length: 9}\n", {},
+        {"task": "glue", "row": "rte", "max_seq_length": 9})  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("given", [INTENTS, MARKS, GLUE], ids=["intents", "marks", "glue"])
+def test_models_with_heads_of_other_names(tmp_path, given, layers):
+    """They give NeMo's numbers, and are written with NeMo's names again."""
+    target, heads, more, members, kept = given
+    path, state, _ = task_archive(tmp_path / "x.nemo", target, layers, heads=heads, more=more, members=members)
+    read = nemo.read(path)
+    assert read.config["fine_tuned"] == kept
+    model = auto.class_of(read.config["architectures"][0])(MegatronBertConfig(**read.config)).eval()
+    model.load_state_dict({name: tensor.load() for name, tensor in read.tensors.items()})
+    ids = torch.randint(0, 40, (2, 5), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        hidden, logits = model.bert(ids).last_hidden_state, model(ids).logits
+    expected = []
+    for place in heads:
+        values = hidden[:, 0] if target == "GLUEModel" else hidden
+        for number in range(layers):
+            values = torch.relu(values) if number else values
+            weight, bias = (state[f"{place}.layer{2 * number}.{leaf}"] for leaf in ("weight", "bias"))
+            values = values @ weight.T + bias
+        expected.append(values)
+    torch.testing.assert_close(logits, torch.cat(expected, -1))
+    write(read, tmp_path / "again", tensor=2, generation="2021-05", folder=True)
+    written = {entry.name for entry in (tmp_path / "again").iterdir()}
+    assert {name[33:] if name[:1] == "0" else name for name in members} <= written
+    again = torch.load(tmp_path / "again" / "mp_rank_01" / "model_weights.ckpt")
+    for place in heads:
+        name = f"{place}.layer{2 * layers - 2}.weight"
+        assert torch.equal(again[name], state[name])
+    assert {name for name in again if not name.startswith("bert_model.")} == {
+        name for name in state if not name.startswith("bert_model.")
+    }
+    back = nemo.read(tmp_path / "again")
+    made.assert_equal(back.tensors, {name: tensor.load() for name, tensor in read.tensors.items()})
+    assert back.config == read.config
+
+
+def test_heads_that_are_not_alike_are_left_out(tmp_path):
+    path, state, _ = task_archive(tmp_path / "x.nemo", INTENTS[0], 2, heads=INTENTS[1])
+    del state["classifier.slot_mlp.layer0.bias"]
+    read = nemo.read(archive_of(path, {"model_config.yaml": b"target: x.IntentSlotClassificationModel\n",
+                                       "c_encoder_config.json": ENCODER, "model_weights.ckpt": state}))  # fmt: skip
+    assert any("not the layers of classifier.intent_mlp and classifier.slot_mlp" in note for note in read.notes)
+    path, *_ = task_archive(tmp_path / "y.nemo", MARKS[0], 1, heads=MARKS[1], more=b"capit_label_ids: {O: 0}\n")
+    with pytest.raises(ValueError, match="tells 1 case labels, but the head has 2 outputs"):
+        nemo.read(path)
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path):

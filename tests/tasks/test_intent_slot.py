@@ -146,3 +146,8 @@ def test_other_broken_files_are_told(write):
     given = IntentSlot(labels=("intent:ask", "intent:x", "slot:O", "slot:B-n"))
     with pytest.raises(ValueError, match=r"seq\.in:1: label 'slot:B-place' is not one of the 4 labels"):
         given.learned(given.examples(three(write, "train", intents="ask\nx\n")))
+
+
+def test_accents_and_marks_inside_words():
+    (one,) = IntentSlot().asked([("two o'clock in a cafe\u0301, a.m.",)], "--text")
+    assert one.words == ["two", "o'clock", "in", "a", "cafe\u0301", ",", "a.m", "."]

@@ -138,6 +138,19 @@ def test_lines_and_typed_questions(tokenizer, write):
         task.asked([("city?",)], "--text")
 
 
+@pytest.mark.parametrize("answered", [(), (0,), (0, 1, 2)])
+def test_the_threshold_that_is_kept_is_as_good_as_the_best(answered):
+    """Also where it is best to answer nothing and all scores are below 0."""
+    context = Paragraph("Ada saw the city of Paris.")
+    examples = [Question(id=str(n), place="f", question="where?", paragraph=context, answered=True,
+                         answers=[("Paris", 20)] if n in answered else []) for n in range(3)]  # fmt: skip
+    said = [{"id": str(n), "best_text": "Paris", "null_score_diff": -2.0 + n / 2} for n in range(3)]
+    task = QuestionAnswering(no_answer=True).calibrated(said, examples)
+    texts = {one["id"]: "" if one["null_score_diff"] > task.null_threshold else "Paris" for one in said}
+    right = sum((texts[str(n)] == "Paris") == (n in answered) for n in range(3))
+    assert right == 3
+
+
 def test_answers_are_marked_for_people():
     task = QuestionAnswering(no_answer=True)
     context = Paragraph("Ada saw the city of Paris.")

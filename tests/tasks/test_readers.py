@@ -36,6 +36,12 @@ def test_byte_order_mark_windows_lines_and_gzip(write, tmp_path):
     ("name", "text", "message"),
     [
         ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl:2: not JSON"),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"text": "so \\ud800 y"}\n',
+            r"a\.jsonl:2: half a character, \\ud800, stands behind .*so '",
+        ),
+        ("a.json", '[{"text": "\\ud83d"}]', r"a\.json: half a character"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: a JSON object is needed"),
         ("a.tsv", "a\tb\tc\td\n", r"a\.tsv:1: 4 columns without a header"),
         ("a.tsv", "a\t1\nb\n", r"a\.tsv:2: 1 columns, but the lines before have 2"),
@@ -46,13 +52,19 @@ def test_broken_lines_are_named(write, name, text, message):
         cells(write(name, text))
 
 
+def test_both_halves_of_a_character_are_one(write):
+    assert cells(write("a.jsonl", '{"text": "\\ud83d\\ude00"}\n')) == [{"text": "\U0001f600"}]
+
+
 def test_files_that_are_none(write, tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         cells(tmp_path / "no.tsv")
     with pytest.raises(ValueError, match="is a folder"):
         cells(tmp_path)
-    with pytest.raises(ValueError, match=r"a\.tsv:2: not UTF-8|a\.tsv:1: not UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.tsv:2: not UTF-8"):
         cells(write("a.tsv", "x\t1\nü\t1\n", encoding="latin-1"))
+    with pytest.raises(ValueError, match=r"a\.tsv:3002: not UTF-8"):
+        cells(write("a.tsv", "some text\t1\n" * 3001 + "ü\t1\n", encoding="latin-1"))
 
 
 def test_columns(write):

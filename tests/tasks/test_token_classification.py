@@ -72,6 +72,22 @@ def test_other_files(tokenizer, write):
     assert not task.features([plain], tokenizer)[0].labels
 
 
+def conllu(*lines):
+    """Words as CoNLL-U has them: number, form and part of speech among ten columns."""
+    rows = ("\t".join([number, form, "_", speech, *"______"]) for number, form, speech in map(str.split, lines))
+    return "".join(f"{row}\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["a.conllu", "a.tsv"])
+def test_conllu_gives_words_and_parts_of_speech(write, name):
+    text = "# sent_id = 1\n" + conllu("1-2 Zum _", "1 zu ADP", "2 dem DET", "3 Haus NOUN", "3.1 ist VERB", "4 . PUNCT")
+    first, second = TokenClassification().examples(write(name, text + "\n# text = Ja\n" + conllu("1 Ja INTJ")))
+    assert (first.words, first.tags) == (["zu", "dem", "Haus", "."], ["ADP", "DET", "NOUN", "PUNCT"])
+    assert second.words == ["Ja"] and second.place.endswith(f"{name}:10")
+    (asked,) = TokenClassification().examples(write(name, conllu("1 Ja _", "2 . _")), labelled=False)
+    assert asked.words == ["Ja", "."] and not asked.tags
+
+
 @pytest.mark.parametrize(
     ("name", "text", "settings", "message"),
     [
@@ -99,6 +115,10 @@ def test_other_files(tokenizer, write):
             "shares a word with another",
         ),
         ("text_y.txt", "a b\n", {}, "there is no labels_y.txt beside it"),
+        ("a.conllu", "1\tAda\tAda\tPROPN\n", {}, r"a\.conllu:1: CoNLL-U has ten columns"),
+        ("a.tsv", conllu("1 Ada PROPN", "3 wrote VERB"), {}, r"a\.tsv:2: word 2 of the sentence is expected"),
+        ("a.tsv", conllu("1 Ada PROPN", "2 wrote _"), {}, r"a\.tsv:2: the word 'wrote' has no part of speech"),
+        ("a.tsv", "# id = 1\n1\tAda\tB-PER\n\n1\tAda\tB-PER\n2\twrote\tO\n", {}, r"a\.tsv:4: the first column counts"),
     ],
 )
 def test_broken_files_are_told(write, name, text, settings, message):
@@ -149,3 +169,27 @@ def test_the_name_of_a_scheme_among_labels_means_the_scheme(write):
     with pytest.raises(ValueError, match=r"--scheme iobes: no label .* ends an entity"):
         iobes = catalogue.make("ner", {"labels": ("IOBES",)})
         iobes.learned(iobes.examples(write("a.tsv", "in\tO\nRome\tB-A\n")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Nai\u0308ve cafe\u0301s, Zu\u0308rich.", ["Nai\u0308ve", "cafe\u0301s", ",", "Zu\u0308rich", "."]),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940 co\u00adop", ["\u0939\u093f\u0928\u094d\u0926\u0940", "co\u00adop"]),
+        (
+            "\U0001f469\u200d\U0001f469 \U0001f44d\U0001f3fd!",
+            ["\U0001f469\u200d\U0001f469", "\U0001f44d\U0001f3fd", "!"],
+        ),
+        ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7", ["\U0001f1e9\U0001f1ea", "\U0001f1eb\U0001f1f7"]),
+        ("\u0301x don't", ["\u0301", "x", "don", "'", "t"]),
+    ],
+)
+def test_accents_and_the_like_belong_to_what_they_stand_behind(text, expected):
+    (one,) = TokenClassification().asked([(text,)], "--text")
+    assert one.words == expected
+    assert [text[start:stop] for start, stop in one.offsets] == expected
+
+
+def test_what_is_no_unicode_is_told():
+    with pytest.raises(ValueError, match=r"--text: number 1: .* is no Unicode text"):
+        TokenClassification().asked([("caf\udce9",)], "--text")

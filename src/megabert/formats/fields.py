@@ -12,6 +12,7 @@ MOST = 1_000_000_000
 """No model has more of anything that is counted."""
 _MOST_LABELS = 1_000_000
 _MOST_HEAD_LAYERS = 100
+_MOST_HEADS = 100
 _SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "head_dropout")
 _SWITCHES = ("tie_word_embeddings", "add_binary_head", "apply_residual_connection_post_layernorm")
 
@@ -80,12 +81,16 @@ def field(name: str, value: Any, said: str) -> Any:
     if name in _SWITCHES:
         return switch(value, said)
     if value is None and name in ("pad_token_id", "head_act", "architectures", "id2label", "num_labels", "head_layers",
-                                  "head_dropout"):  # fmt: skip
+                                  "head_dropout", "head_parts"):  # fmt: skip
         return None
     if name == "pad_token_id":
         return whole(value, said, least=0)
     if name == "head_layers":
         return whole(value, said, most=_MOST_HEAD_LAYERS)
+    if name == "head_parts":
+        if not isinstance(value, list) or not 1 <= len(value) <= _MOST_HEADS:
+            raise ValueError(f"{said} is {shown(value)}; a list of whole numbers, one for each classifier, is needed")
+        return [whole(part, said, most=_MOST_LABELS) for part in value]
     if name == "num_labels":
         return whole(value, said, most=_MOST_LABELS)
     if name in ("hidden_act", "head_act"):

@@ -173,7 +173,7 @@ def _finished(
     if head.tensors and (probability := nemo_tasks.dropout(config)) is not None:
         fields["head_dropout"] = probability
     if head.tensors or nemo_config.node(config, nemo_tasks.OURS) is not None:
-        fields |= nemo_tasks.taught(task, config, facts.members, sizes.labels(fields))
+        fields |= nemo_tasks.taught(task, config, facts.members, head.parts or [sizes.labels(fields)])
     notes = [facts.said, *([f"its class was {target}"] if target else []), *said, *head.notes]
     vocabulary = _vocabulary(facts.members) or dict(checkpoint.vocabulary)
     lines = vocabulary.get("vocab.txt", b"").count(b"\n")

@@ -1,4 +1,4 @@
-"""What NeMo's archive of a fine-tuned model says of its task, and the same from what we know of ours.
+"""What NeMo's archive of a fine-tuned model says of its task (`nemo_described` says the same of ours).
 
 A task and its settings are plain values under `fine_tuned` in our config: its name, `labels`, `max_seq_length`, and
 others of the task. An archive that is written here also holds them as they are (`megabert.fine_tuned`).
@@ -7,29 +7,34 @@ others of the task. An archive that is written here also holds them as they are 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megabert.formats import nemo_config, nemo_heads
-from megabert.formats.checkpoint import KEPT_AS, Checkpoint, LazyTensor
+from megabert.formats import nemo_config
+from megabert.formats.checkpoint import KEPT_AS
 from megabert.formats.regions import Region
 
 OURS = "megabert"
-_PLACE = "nemo.collections.nlp.models."
-_PATHS = {
-    "TextClassificationModel": "text_classification.text_classification_model",
-    "TokenClassificationModel": "token_classification.token_classification_model",
-    "QAModel": "question_answering.qa_model",
-}
 _LARGEST_LABELS = 16 << 20
 _MOST_LABELS = 1_000_000
-# ours -> NeMo's key below `dataset`
-_SPANS = {
+SPANS = {
     "max_seq_length": "max_seq_length", "doc_stride": "doc_stride", "max_query_length": "max_query_length",
     "max_answer_length": "max_answer_length", "n_best_size": "n_best_size", "no_answer": "version_2_with_negative",
     "null_threshold": "null_score_diff_threshold",
 }  # fmt: skip
+"""A setting of question answering -> NeMo's key below `dataset`."""
+BESIDE = {
+    "IntentSlotClassificationModel": (
+        ("intent:", "data_desc.intent_label_ids", "intent_labels_file", "intent_labels.csv"),
+        ("slot:", "data_desc.slot_label_ids", "slot_labels_file", "slot_labels.csv"),
+    ),
+    "PunctuationCapitalizationModel": (
+        ("mark:", "punct_label_ids", "punct_labels_file", "punct_label_ids.csv"),
+        ("case:", "capit_label_ids", "capit_labels_file", "capit_label_ids.csv"),
+    ),
+}
+"""NeMo's class with two classifiers -> of each: how our labels begin, and where its own are: a node with their numbers,
+the key of a file below `class_labels`, and what the file is called."""
 _PREFIXED = re.compile(r"([BIES])(?:-.+)?")
 
 
@@ -38,7 +43,8 @@ def class_of(config: Mapping[str, Any]) -> str:
     target = nemo_config.node(config, "target")
     if isinstance(target, str):
         return target.rpartition(".")[2]
-    for name, key in (("QAModel", "token_classifier"), ("TextClassificationModel", "classifier_head")):
+    for name, key in (("QAModel", "token_classifier"), ("TextClassificationModel", "classifier_head"),
+                      ("PunctuationCapitalizationModel", "punct_head")):  # fmt: skip
         if nemo_config.node(config, key) is not None:
             return name
     return "TokenClassificationModel" if nemo_config.node(config, "head", "num_fc_layers") is not None else ""
@@ -46,13 +52,16 @@ def class_of(config: Mapping[str, Any]) -> str:
 
 def activation(config: Mapping[str, Any]) -> Any:
     """Between the layers of the head, where it is told."""
-    found = (nemo_config.node(config, key, "activation") for key in ("head", "token_classifier"))
+    found = (nemo_config.node(config, key, "activation") for key in ("head", "token_classifier", "punct_head"))
     return next((value for value in found if value is not None), None)
 
 
 def dropout(config: Mapping[str, Any]) -> float | None:
-    """Before the head, where it is told."""
-    places = (("head", "fc_dropout"), ("classifier_head", "fc_dropout"), ("token_classifier", "dropout"))
+    """Before the head, where it is told or the class has always the same."""
+    if class_of(config) == "GLUEModel":
+        return 0.0
+    places = (("head", "fc_dropout"), ("classifier_head", "fc_dropout"), ("token_classifier", "dropout"),
+              ("punct_head", "fc_dropout"))  # fmt: skip
     for place in places:
         value = nemo_config.node(config, *place)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
@@ -60,12 +69,14 @@ def dropout(config: Mapping[str, Any]) -> float | None:
     return None
 
 
-def taught(task: str, config: Mapping[str, Any], members: Mapping[str, Region], classes: int) -> dict[str, Any]:
+def taught(
+    task: str, config: Mapping[str, Any], members: Mapping[str, Region], classes: Sequence[int]
+) -> dict[str, Any]:
     """Fields of our config that tell the task: `fine_tuned`, and the labels as Transformers has them.
 
     Args:
         task: NeMo's class.
-        classes: outputs of the head.
+        classes: outputs of each classifier.
 
     Raises:
         ValueError: there are more or fewer labels than outputs.
@@ -76,29 +87,61 @@ def taught(task: str, config: Mapping[str, Any], members: Mapping[str, Region], 
     names = kept.get("labels")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         return {KEPT_AS: kept}
-    if len(names) != classes:
-        raise ValueError(f"the archive tells {len(names)} labels, but the head has {classes} outputs")
+    _check_count(len(names), sum(classes), "labels")
     labels = {str(number): name for number, name in enumerate(names)}
     return {KEPT_AS: kept, "id2label": labels, "label2id": {name: int(number) for number, name in labels.items()}}
 
 
-def _derived(task: str, config: Mapping[str, Any], members: Mapping[str, Region], classes: int) -> dict[str, Any]:
+def _check_count(said: int, outputs: int, what: str) -> None:
+    if said != outputs:
+        raise ValueError(f"the archive tells {said} {what}, but the head has {outputs} outputs")
+
+
+def _derived(
+    task: str, config: Mapping[str, Any], members: Mapping[str, Region], classes: Sequence[int]
+) -> dict[str, Any]:
     """The settings of a model that NeMo itself trained."""
 
-    def of_data(name: str) -> Any:
-        value = nemo_config.node(config, "dataset", name)
+    def told(*place: str) -> Any:
+        value = nemo_config.node(config, *place)
         return value if isinstance(value, bool | int | float) else None
 
     if task == "QAModel":
-        told = {ours: value for ours, theirs in _SPANS.items() if (value := of_data(theirs)) is not None}
-        return {"task": "question-answering", **told}
-    kept: dict[str, Any] = {"labels": _labels(config, members) or [str(number) for number in range(classes)]}
-    if (length := of_data("max_seq_length")) is not None:
-        kept["max_seq_length"] = length
-    if task == "TextClassificationModel":
+        found = {ours: value for ours, theirs in SPANS.items() if (value := told("dataset", theirs)) is not None}
+        return {"task": "question-answering", **found}
+    length = told("language_model" if task == "IntentSlotClassificationModel" else "dataset", "max_seq_length")
+    long = {} if length is None else {"max_seq_length": length}
+    if task == "GLUEModel":
+        row = str(nemo_config.node(config, "task_name"))
+        return {"task": "glue-regression" if row == "sts-b" else "glue", "row": row, **long}
+    if task in BESIDE:
+        return {**_of_two(task, config, members, classes), **long}
+    listed = _labels(config, members, "label_ids", "class_labels_file", "label_ids.csv")
+    kept: dict[str, Any] = {"labels": listed or [str(number) for number in range(sum(classes))], **long}
+    if task in ("TextClassificationModel", "ZeroShotIntentModel"):
         return {"task": "sequence-classification", **kept}
-    pieces = "first" if of_data("ignore_extra_tokens") is True else "all"
+    pieces = "first" if told("dataset", "ignore_extra_tokens") is True else "all"
     return {"task": "token-classification", **kept, "label_pieces": pieces, "scheme": _scheme(kept["labels"])}
+
+
+def _of_two(
+    task: str, config: Mapping[str, Any], members: Mapping[str, Region], classes: Sequence[int]
+) -> dict[str, Any]:
+    """Labels of both classifiers, and what else their task is told."""
+    labels: list[str] = []
+    found: list[str] = []
+    for (kind, place, key, file), outputs in zip(BESIDE[task], classes, strict=True):
+        found = _labels(config, members, place, key, file) or [str(number) for number in range(outputs)]
+        _check_count(len(found), outputs, f"{kind.removesuffix(':')} labels")
+        labels += [kind + name for name in found]
+    everywhere = "dataset" if task == "PunctuationCapitalizationModel" else ""
+    ignored = nemo_config.node(config, *filter(None, (everywhere, "ignore_extra_tokens")))
+    kept = {"labels": labels, "label_pieces": "first" if ignored is True else "all"}
+    if task == "PunctuationCapitalizationModel":
+        return {"task": "punctuation", **kept}
+    share = nemo_config.node(config, "intent_loss_weight")
+    shared = {"intent_share": share} if isinstance(share, int | float) and 0 <= share <= 1 else {}
+    return {"task": "intent-slot", **kept, **shared, "scheme": _scheme(found)}
 
 
 def _scheme(labels: list[str]) -> str:
@@ -114,111 +157,27 @@ def _scheme(labels: list[str]) -> str:
     return "iobes" if prefixes & {"E", "S"} else "iob2" if "B" in prefixes else "iob1"
 
 
-def _labels(config: Mapping[str, Any], members: Mapping[str, Region]) -> list[str]:
-    numbers = nemo_config.node(config, "label_ids")
+def _labels(config: Mapping[str, Any], members: Mapping[str, Region], place: str, key: str, file: str) -> list[str]:
+    """Labels in the order of their numbers; empty where nothing tells them.
+
+    Args:
+        place: of a node with the number of each label.
+        key: below `class_labels`, the name of a file with a label a line.
+        file: what that is called otherwise.
+    """
+    numbers = nemo_config.node(config, *place.split("."))
     if (
         isinstance(numbers, dict)
         and numbers
         and sorted(map(str, numbers.values())) == sorted(str(number) for number in range(len(numbers)))
     ):
-        return sorted(map(str, numbers), key=lambda label: int(numbers[label]) if label in numbers else 0)
-    said = nemo_config.node(config, "class_labels", "class_labels_file")
-    wanted = str(said).removeprefix("nemo:").rpartition("/")[2] if said else "label_ids.csv"
+        return [str(label) for label, _ in sorted(numbers.items(), key=lambda one: int(one[1]))]
+    said = nemo_config.node(config, "class_labels", key)
+    wanted = str(said).removeprefix("nemo:").rpartition("/")[2] if said else file
     for name, region in sorted(members.items()):
-        if name == wanted or re.sub(r"^[0-9a-f]{32}_", "", name) in (wanted, "label_ids.csv"):
+        if name == wanted or re.sub(r"^[0-9a-f]{32}_", "", name) in (wanted, file):
             if region.length > _LARGEST_LABELS:
                 raise ValueError(f"{region.name} is too large for a list of labels")
             lines = region.read().decode("utf-8", "replace").splitlines()
             return [line.strip() for line in lines if line.strip()][:_MOST_LABELS]
     return []
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """A task's model as NeMo describes it.
-
-    Attributes:
-        target: its class.
-        nodes: of `model_config.yaml`.
-        labels: one a line; None: the task has none.
-        head: the head's weights by NeMo's names; empty: it lies with the encoder, in a form that NeMo has not.
-        notes: what is to be said.
-    """
-
-    target: str
-    nodes: dict[str, Any]
-    labels: bytes | None
-    head: dict[str, LazyTensor] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def described(checkpoint: Checkpoint) -> Described | None:
-    """What NeMo would say of the task that a checkpoint was taught; None when it has no such head."""
-    kept = checkpoint.config.get(KEPT_AS)
-    kept = kept if isinstance(kept, dict) else {}
-    parts = checkpoint.parts
-    layered = checkpoint.config.get("head_layers")
-    if "question_answering" in parts:
-        name, nodes = "QAModel", _of_spans(checkpoint.config, kept)
-    elif "token_classification" in parts:
-        name, nodes = "TokenClassificationModel", _of_tokens(checkpoint.config, kept)
-    elif "classification" in parts and (kept or layered):
-        name, nodes = "TextClassificationModel", _of_texts(checkpoint.config, kept)
-    else:
-        return None
-    if kept:
-        nodes[OURS] = {KEPT_AS: kept}
-    plain = name == "TextClassificationModel" and not layered
-    notes = ["NeMo's classifier reads the hidden state of [CLS] without a pooler, so this head is read back here only; "
-             "one trained with --head-layers 2 is NeMo's own"] if plain else []  # fmt: skip
-    labels = list(nodes.get("label_ids") or _names(checkpoint.config, kept))
-    return Described(
-        target=f"{_PLACE}{_PATHS[name]}.{name}", nodes=nodes, notes=notes,
-        labels=None if name == "QAModel" else "".join(f"{label}\n" for label in labels).encode(),
-        head={} if plain else nemo_heads.theirs(checkpoint.tensors),
-    )  # fmt: skip
-
-
-def _names(config: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
-    if kept.get("labels"):
-        return [str(label) for label in kept["labels"]]
-    told = config.get("id2label") or {}
-    classes = len(told) or config.get("num_labels") or 2
-    return [str(told.get(str(number), told.get(number, number))) for number in range(classes)]
-
-
-def _head_of(config: Mapping[str, Any], otherwise: float) -> tuple[int, float]:
-    """Layers of the head, and the dropout before it."""
-    probability = config.get("head_dropout")
-    return config.get("head_layers") or 1, otherwise if probability is None else probability
-
-
-def _of_texts(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    layers, probability = _head_of(config, config["hidden_dropout_prob"])
-    return {
-        "dataset": {"num_classes": len(_names(config, kept)), "do_lower_case": False, "class_balancing": None,
-                    "max_seq_length": kept.get("max_seq_length", 256), "use_cache": False},
-        "classifier_head": {"num_output_layers": layers, "fc_dropout": probability},
-    }  # fmt: skip
-
-
-def _of_tokens(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    layers, probability = _head_of(config, config["hidden_dropout_prob"])
-    return {
-        "dataset": {"data_dir": None, "class_balancing": None, "max_seq_length": kept.get("max_seq_length", 128),
-                    "pad_label": "O", "ignore_extra_tokens": kept.get("label_pieces", "first") == "first",
-                    "ignore_start_end": True, "use_cache": False},
-        "head": {"num_fc_layers": layers, "fc_dropout": probability, "activation": "relu", "log_softmax": False,
-                 "use_transformer_init": True},
-        "label_ids": {label: number for number, label in enumerate(_names(config, kept))},
-    }  # fmt: skip
-
-
-def _of_spans(config: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    layers, probability = _head_of(config, 0.0)
-    told = {theirs: kept[ours] for ours, theirs in _SPANS.items() if ours in kept}
-    return {
-        "dataset": {"do_lower_case": True, "use_cache": False, **told},
-        "token_classifier": {"num_layers": layers, "dropout": probability, "num_classes": 2, "activation": "relu",
-                             "log_softmax": False, "use_transformer_init": True},
-    }  # fmt: skip

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from megabert.formats import bert_names, megatron_arguments, megatron_write, nemo_tasks, torch_writer
+from megabert.formats import bert_names, megatron_arguments, megatron_write, nemo_described, torch_writer
 from megabert.formats.archive import Writer
 from megabert.formats.checkpoint import Checkpoint, LazyTensor
+from megabert.formats.nemo_described import Described
 from megabert.formats.nemo_layout import CONFIG, WEIGHTS
-from megabert.formats.nemo_tasks import Described
 from megabert.formats.table import padded_vocabulary, resize_vocabulary, split
 from megabert.formats.target import new_file, new_folder
 
@@ -30,7 +30,6 @@ _WORDS = "language_model.embedding.word_embeddings.weight"
 _PRETRAINING = "nemo.collections.nlp.models.language_modeling.megatron_bert_model.MegatronBertModel"
 _TEXT = "nemo.collections.nlp.models.text_classification.text_classification_model.TextClassificationModel"
 _VERSION = "1.23.0"
-_LABELS = "label_ids.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ def write(checkpoint: Checkpoint, path: Path, *, layout: Layout | None = None, o
         ValueError: the model cannot be cut so, has weights without a place there, or `path` exists.
         OSError: the disk is full or not writable; nothing half-written stays.
     """
-    layout, task = layout or Layout(), nemo_tasks.described(checkpoint)
+    layout, task = layout or Layout(), nemo_described.described(checkpoint)
     layout = dataclasses.replace(layout, generation=layout.generation or ("1.0" if task else "1.7"))
     if task is not None and layout.generation == "1.7":
         raise ValueError("NeMo 1.7's MegatronBertModel has no task's head: give --nemo-generation 1.0 or 2021-05, or "
@@ -243,13 +242,13 @@ def _early(checkpoint: Checkpoint, layout: Layout, task: Described | None, size:
         mapping = json.dumps({token: number for number, token in enumerate(tokens)}).encode()
         contents["tokenizer_vocab_dict" if hashed else "tokenizer_vocab_dict.json"] = mapping
         contents["tokenizer.vocab_file"] = vocabulary
-    if task is not None and task.labels is not None:
-        contents[_LABELS] = task.labels
+    contents |= dict(task.labels.values()) if task is not None else {}
     names = {plain: _hashed(plain, content) if hashed else plain for plain, content in contents.items()}
 
     def reference(plain: str) -> str | None:
         return (f"nemo:{names[plain]}" if hashed else names[plain]) if plain in names else None
 
+    nodes = dict(task.nodes) if task else {}
     described = {
         "tokenizer": {
             "tokenizer_name": name,
@@ -262,12 +261,13 @@ def _early(checkpoint: Checkpoint, layout: Layout, task: Described | None, size:
             "config_file": reference(f"{name}_encoder_config.json"),
             "config": None,
             "lm_checkpoint": None,
+            **nodes.pop("language_model", {}),
         },
         "target": task.target if task else _TEXT,
-        **(task.nodes if task else {}),
+        **nodes,
     }
-    if _LABELS in names:
-        described["class_labels"] = {"class_labels_file": reference(_LABELS)}
+    if task is not None and task.labels:
+        described["class_labels"] = {key: reference(file) for key, (file, _) in task.labels.items()}
     return {CONFIG: _yaml(described), **{names[plain]: content for plain, content in contents.items()}}
 
 

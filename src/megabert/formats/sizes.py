@@ -157,9 +157,12 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) 
         "qa_outputs.weight": (2, hidden),
         "qa_outputs.bias": (2,),
     }
-    last = 2 * ((config.get("head_layers") or 1) - 1)
+    layers, parts = config.get("head_layers") or 1, config.get("head_parts") or [classes]
     for head in ("classifier", "qa_outputs"):
-        shapes |= {f"{head}.mlp.layer{last}.weight": (classes, hidden), f"{head}.mlp.layer{last}.bias": (classes,)}
+        for number in range(layers):
+            rows = classes if number == layers - 1 else len(parts) * hidden
+            place = f"{head}.mlp.layer{2 * number}"
+            shapes |= {f"{place}.weight": (rows, hidden), f"{place}.bias": (rows,)}
     if _POSITIONS in tensors:
         shapes[_POSITIONS] = (config["max_position_embeddings"], hidden)
     if _TYPES in tensors:

@@ -112,6 +112,11 @@ class Task(ABC):
         """How many numbers the head gives: `num_labels` of the model's config."""
         return len(self.labels)
 
+    @property
+    def head_parts(self) -> tuple[int, ...]:
+        """The outputs of each of several classifiers that share the encoder; empty: there is one."""
+        return ()
+
     @abstractmethod
     def examples(self, path: Path, *, labelled: bool = True) -> list[Any]:
         """Read a file.
@@ -140,9 +145,14 @@ class Task(ABC):
         """The texts.
 
         Raises:
-            ValueError: one of them has not `width` parts.
+            ValueError: one of them has not `width` parts, or is no Unicode text.
         """
         for number, parts in enumerate(texts, 1):
+            for part in parts:
+                try:
+                    part.encode()
+                except UnicodeEncodeError:
+                    raise ValueError(f"{place}: number {number}: {part[:40]!r} is no Unicode text") from None
             if len(parts) != width:
                 wanted = "one text" if width == 1 else "two texts (with a tab between them, or --text and --text-pair)"
                 raise ValueError(f"{place}: number {number}: this model reads {wanted}, not {len(parts)}")

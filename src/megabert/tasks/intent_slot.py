@@ -2,13 +2,13 @@
 
 One matrix above the encoder holds both classifiers: its first columns are the intents, read at [CLS] (the hidden state
 itself, as NeMo's sequence classifier reads it), the others the slots, read at each word. So the model is Transformers'
-own class for token classification, whose labels are `intent:...` and `slot:...`.
+own class for token classification, whose labels are `intent:...` and `slot:...`. With more layers (`head_layers`) each
+classifier has its own, as in NeMo.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from megabert.tasks.objectives import TaskObjective
 
 INTENT, SLOT = "intent:", "slot:"
-# A mark inside a word (o'clock, a.m) belongs to it, as in the texts of ATIS and SNIPS, which are split at spaces.
-_WORD = re.compile(r"\w+(?:[^\w\s]+\w+)*|[^\w\s]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,7 @@ class IntentSlot(Task):
         scheme: how slot tags write entities; `auto` looks at the training examples.
         stride: pieces that the windows of a long text share; its first window answers for the intent.
         intent_share: the weight of the intent's loss; the slots' is what is missing to 1. NeMo's was 0.6.
+        label_pieces: which pieces of a word learn its slot: the `first`, which answers, or `all`, as in NeMo.
         class_weights: of each label; empty: all count the same.
     """
 
@@ -59,6 +58,7 @@ class IntentSlot(Task):
     scheme: Literal["auto", "iob1", "iob2", "iobes", "io"] = "auto"
     stride: int = 32
     intent_share: float = 0.6
+    label_pieces: Literal["first", "all"] = "first"
     class_weights: tuple[float, ...] = ()
 
     @property
@@ -70,6 +70,10 @@ class IntentSlot(Task):
     def slots(self) -> tuple[str, ...]:
         """Slot tags in the order of their numbers."""
         return tuple(label.removeprefix(SLOT) for label in self.labels if label.startswith(SLOT))
+
+    @property
+    def head_parts(self) -> tuple[int, ...]:  # noqa: D102
+        return len(self.intents), len(self.slots)
 
     @property
     def objective(self) -> TaskObjective:  # noqa: D102
@@ -110,7 +114,8 @@ class IntentSlot(Task):
     def _example(self, one: Utterance, number: int, labelled: bool) -> UtteranceExample:
         if isinstance(one.words, str):
             text = one.words
-            parts, offsets = words.found(text, _WORD)
+            # As in the texts of ATIS and SNIPS, which are split at spaces.
+            parts, offsets = words.found(text, words.words_and_marks(inner_marks=True))
         else:
             parts = one.words
             text, offsets = words.joined(parts)
@@ -182,7 +187,10 @@ class IntentSlot(Task):
                 intent = np.full(len(row.input_ids), NO_LABEL, dtype=np.int64)
                 intent[0] = intents.get(example.intent, NO_LABEL) if row.first else NO_LABEL
                 numbers = [slots.get(tag, NO_LABEL) for tag in example.tags]
-                labels = {"intent_labels": intent, "slot_labels": row.labels(numbers)}
+                labels = {
+                    "intent_labels": intent,
+                    "slot_labels": row.labels(numbers, all_pieces=self.label_pieces == "all"),
+                }
             made.append(row.features(labels))
         return made
 

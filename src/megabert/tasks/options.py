@@ -33,8 +33,8 @@ class TaskOptions:
     )
     label_pieces: Literal["first", "all"] | None = option(
         None,
-        "token classification: the pieces of a word that learn its label: the first, or all as NeMo and BioMegatron "
-        "did; left out, the first",
+        "words' labels: the pieces of a word that learn its label: the first, or all as NeMo and BioMegatron did; left "
+        "out, the first",
     )
     stride: int | None = option(
         None, "words' labels: pieces that the windows of a long text share; left out, 32", minimum=0

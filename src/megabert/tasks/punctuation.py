@@ -2,7 +2,8 @@
 
 Each word has the mark that follows it and how it is written. One matrix above the encoder holds both classifiers: its
 first columns are the marks, the others the ways to write a word. So the model is Transformers' own class for token
-classification, whose labels are `mark:...` and `case:...`.
+classification, whose labels are `mark:...` and `case:...`. With more layers (`head_layers`) each classifier has its
+own, as in NeMo.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class Punctuation(Task):
         labels: `mark:O`, `mark:,` ..., then `case:O` (as it is), `case:U` (first letter upper), `case:A` (all upper).
         marks: the punctuation marks that plain texts teach; files of pairs bring their own.
         margin: pieces of context that a word has in its window of a long text, about, on both sides.
+        label_pieces: which pieces of a word learn its labels: the `first`, which answers, or `all`, as in NeMo.
         class_weights: of each label; empty: all count the same.
     """
 
@@ -53,6 +55,7 @@ class Punctuation(Task):
 
     marks: str = ",.?"
     margin: int = 16
+    label_pieces: Literal["first", "all"] = "first"
     class_weights: tuple[float, ...] = ()
 
     def _kinds(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -61,6 +64,11 @@ class Punctuation(Task):
             tuple(label.removeprefix(kind) for label in self.labels if label.startswith(kind)) for kind in (MARK, CASE)
         )
         return marks, cases
+
+    @property
+    def head_parts(self) -> tuple[int, ...]:  # noqa: D102
+        marks, cases = self._kinds()
+        return len(marks), len(cases)
 
     @property
     def objective(self) -> TaskObjective:  # noqa: D102
@@ -195,7 +203,9 @@ class Punctuation(Task):
         for row in words.rows(texts, tokenizer, self.max_seq_length, 2 * self.margin):
             tags = examples[row.text].tags
             names = ("mark_labels", "case_labels") if tags else ()
-            labels = {name: row.labels([numbers[at][tag[at]] for tag in tags]) for at, name in enumerate(names)}
+            every = self.label_pieces == "all"
+            labels = {name: row.labels([numbers[at][tag[at]] for tag in tags], all_pieces=every)
+                      for at, name in enumerate(names)}  # fmt: skip
             made.append(row.features(labels))
         return made
 

@@ -7,6 +7,7 @@ al. 2018); answers are cut out of the text itself, by character offsets.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,8 +133,16 @@ class QuestionAnswering(Task):
             return self
         texts = {prediction["id"]: prediction["best_text"] for prediction in predictions}
         nulls = {prediction["id"]: prediction["null_score_diff"] for prediction in predictions}
-        scores = spans.squad2(texts, _answers(examples), nulls)
-        return dataclasses.replace(self, null_threshold=scores["best_f1_thresh"])
+        answers = _answers(examples)
+
+        def f1(threshold: float) -> float:
+            said = {question: "" if nulls[question] > threshold else text for question, text in texts.items()}
+            return spans.squad2(said, answers)["f1"]
+
+        # The official script says 0 where it is best to answer nothing.
+        nothing = math.nextafter(min(nulls.values()), -math.inf)
+        best = spans.squad2(texts, answers, nulls)["best_f1_thresh"]
+        return dataclasses.replace(self, null_threshold=max((best, nothing), key=f1))
 
     def features(self, examples: Sequence[Question], tokenizer: Tokenizer) -> list[Features]:
         """Windows of each example.

@@ -53,15 +53,25 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         ValueError: there is no such file, or it is not UTF-8.
     """
-    number = 0
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number + 1}: not UTF-8 text ({error.reason})") from None
+        raise ValueError(f"{path}:{_undecodable(path)}: not UTF-8 text ({error.reason})") from None
     except (gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _undecodable(path: Path) -> int:
+    """The number of the first line that is no UTF-8; a decoder that reads ahead does not tell it."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise ValueError(f"{path} changed while it was read")
 
 
 def suffix_of(path: Path) -> str:
@@ -77,11 +87,28 @@ def read_json(path: Path) -> Any:
     """
     try:
         with _open(path) as file:
-            return json.load(file)
+            text = file.read()
+        content = json.loads(text)
+        return _whole(content, str(path)) if "\\u" in text else content
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except (UnicodeDecodeError, RecursionError, EOFError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _whole(content: Any, place: str) -> Any:
+    r"""What JSON holds, if it is Unicode: half of a pair (`\ud800` alone) is a character to JSON and to nobody else.
+
+    Raises:
+        ValueError: it has such a half.
+    """
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - 20) : error.start]
+        raise ValueError(f"{place}: half a character, \\u{ord(error.object[error.start]):04x}, stands behind {text!r}: "
+                         "the two halves of a character beyond \\uffff belong together") from None  # fmt: skip
+    return content
 
 
 def json_lines(path: Path) -> Iterator[Record]:
@@ -100,7 +127,7 @@ def json_lines(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
+            cells = _whole(json.loads(line), f"{path}:{number}") if "\\u" in line else json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(cells, dict):

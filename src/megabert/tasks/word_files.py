@@ -1,8 +1,10 @@
-"""Files of sentences with a label for each word: CoNLL columns, tables, JSONL, NeMo's pairs of files, plain texts."""
+"""Files of sentences with a label for each word: CoNLL columns, CoNLL-U, tables, JSONL, NeMo's pairs of files, plain
+texts."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ from megabert.tasks.readers import Record, Tagged
 _SENTENCES = ("words", "tokens", "text", "sentence")
 _LABELS = ("labels", "tags", "ner_tags")
 _WORD, _LABEL = ("word", "token"), ("label", "tag", "ner", "ner_tag")
+_CONLLU_COLUMNS, _FORM, _UPOS, _EMPTY = 10, 1, 3, "_"
+_CONLLU_NUMBER = re.compile(r"(\d+)([-.]\d+)?")
 _NUMBER = ("sentence", "sentence_id", "sentence_number", "sentence #", "sent_id", "id")
 
 
@@ -20,6 +24,7 @@ def read(path: Path, *, labelled: bool) -> Iterator[Tagged]:
     """Sentences of a file.
 
     * CoNLL columns, the word first and its label last; a header that names both is passed over.
+    * CoNLL-U (ten columns, or `.conllu`): words with their universal part of speech.
     * A table with a header: a sentence a row (`words` and `labels`, between spaces), or a word a row (`word` and
       `label`, and a column such as `sentence` that changes, or an empty row, between sentences). A `.csv` is one.
     * JSONL with `words` and `labels`; or with `text` and `entities`, objects with `start` and `end` (characters) and
@@ -42,13 +47,82 @@ def read(path: Path, *, labelled: bool) -> Iterator[Tagged]:
         yield from (split(line, f"{path}:{number}") for number, line in readers.lines(path) if line.strip())
     elif suffix == ".csv" or _columns_of(_header(path)) is not None:
         yield from _from_table(path)
+    elif suffix == ".conllu" or _is_conllu(path):
+        yield from _conllu(path)
     else:
+        _refuse_counted(path)
         yield from readers.columns(path)
+
+
+def _is_conllu(path: Path) -> bool:
+    """Whether the first line that is no comment is a numbered word in CoNLL-U's columns."""
+    first = next((line for _, line in readers.lines(path) if line.strip() and not line.startswith("# ")), "")
+    cells = first.split("\t")
+    return len(cells) == _CONLLU_COLUMNS and _CONLLU_NUMBER.fullmatch(cells[0]) is not None
+
+
+def _conllu(path: Path) -> Iterator[Tagged]:
+    """Sentences of CoNLL-U (https://universaldependencies.org/format.html): its syntactic words, without the ranges
+    (`1-2`) and the empty nodes (`1.1`) between them, and their universal part of speech, where one is told.
+
+    Raises:
+        ValueError: a line with other columns, words that are not counted from 1, or a word without part of speech
+            among words that have one.
+    """
+    sentence, tagged = Tagged("", [], []), None
+    for number, line in itertools.chain(readers.lines(path), [(0, "")]):
+        if not line.strip():
+            if sentence.words:
+                yield sentence
+            sentence = Tagged("", [], [])
+            continue
+        if line.startswith("#"):
+            continue
+        cells = [cell.strip() for cell in line.split("\t")]
+        counted = _CONLLU_NUMBER.fullmatch(cells[0])
+        if len(cells) != _CONLLU_COLUMNS or counted is None:
+            raise ValueError(f"{path}:{number}: CoNLL-U has ten columns between tabs, the first a number, not "
+                             f"{line[:60]!r}")  # fmt: skip
+        if counted[2]:
+            continue
+        if int(counted[1]) != len(sentence.words) + 1 or not cells[_FORM]:
+            raise ValueError(f"{path}:{number}: word {len(sentence.words) + 1} of the sentence is expected, not "
+                             f"{line[:60]!r}")  # fmt: skip
+        has = cells[_UPOS] not in ("", _EMPTY)
+        tagged = has if tagged is None else tagged
+        if has != tagged:
+            raise ValueError(f"{path}:{number}: the word {cells[_FORM]!r:.40} has {'a' if has else 'no'} part of "
+                             "speech (column 4), unlike the words before")  # fmt: skip
+        if not sentence.words:
+            sentence = Tagged(f"{path}:{number}", [], [])
+        sentence.words.append(cells[_FORM])
+        if has:
+            sentence.tags.append(cells[_UPOS])
+
+
+def _refuse_counted(path: Path) -> None:
+    """Refuse columns whose first one counts the words of a sentence: the numbers would be taken for the words."""
+    counted, begin = 0, 0
+    for number, line in readers.lines(path):
+        if not line.strip():
+            if counted > 1:
+                break
+            counted = 0
+        elif counted or not line.startswith("# "):
+            cells = line.split("\t") if "\t" in line else line.split()
+            begin = begin if counted else number
+            # From 0 or from 1 on; a sentence of one word tells nothing.
+            if len(cells) < 3 or cells[0].strip() not in (str(counted), str(counted + 1)):
+                return
+            counted += 1
+    if counted > 1:
+        raise ValueError(f"{path}:{begin}: the first column counts the words of a sentence, where the word is needed: "
+                         "leave out that column (CoNLL-U, which has ten between tabs, is read as it is)")  # fmt: skip
 
 
 def split(text: str, place: str) -> Tagged:
     """The words and punctuation marks of a text."""
-    found, offsets = words.found(text, words.WORDS_AND_MARKS)
+    found, offsets = words.found(text, words.words_and_marks())
     return Tagged(place, found, [], text, offsets)
 
 

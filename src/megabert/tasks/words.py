@@ -5,7 +5,10 @@ A text that is too long has several rows (windows), and each word answers in the
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,8 +20,10 @@ from megabert.tasks.base import NO_LABEL, Example, Features, pair_of, softmax
 from megabert.tokenization.base import Tokenizer
 
 Offsets = list[tuple[int, int]]
-WORDS_AND_MARKS = re.compile(r"\w+|[^\w\s]")
-"""Words, and each punctuation mark for itself."""
+_WORD_BREAK = "\u200b"
+# What stands behind a character to change it, beyond what Unicode's categories tell: skin tones of emoji.
+_TONES = "\U0001f3fb-\U0001f3ff"
+_FLAG = "[\U0001f1e6-\U0001f1ff]{2}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,32 @@ class WordRow(NamedTuple):
             example=self.text, input_ids=self.input_ids, token_type_ids=self.token_type_ids, labels=labels,
             facts=self.answers,
         )  # fmt: skip
+
+
+@functools.cache
+def _attached() -> str:
+    """Characters that belong to the one before them (accents, vowel signs, joiners), as the inside of a class."""
+    codes = itertools.chain([0xAD], range(0x300, 0x20000), range(0xE0001, 0xE01F0))
+    kinds = ("Mn", "Mc", "Me", "Cf")
+    several = [code for code in codes if unicodedata.category(chr(code)) in kinds and chr(code) != _WORD_BREAK]
+    starts = [code for at, code in enumerate(several) if not at or several[at - 1] != code - 1]
+    stops = [code for at, code in enumerate(several) if at + 1 == len(several) or several[at + 1] != code + 1]
+    return "".join(f"{chr(start)}-{chr(stop)}" for start, stop in zip(starts, stops, strict=True)) + _TONES
+
+
+@functools.cache
+def words_and_marks(*, inner_marks: bool = False) -> re.Pattern[str]:
+    """Words, and each punctuation mark for itself; accents and the like belong to what they stand behind, and so do
+    the parts of a flag or of an emoji of several.
+
+    Args:
+        inner_marks: marks inside a word (o'clock, a.m) belong to it.
+    """
+    attached = _attached()
+    word = rf"\w[\w{attached}]*"
+    mark = rf"[^\w\s{attached}]"
+    more = rf"(?:(?:{mark}[{attached}]*)+{word})*" if inner_marks else ""
+    return re.compile(rf"{word}{more}|{_FLAG}|{mark}(?:[{attached}]|(?<=\u200d){mark})*|[{attached}]+")
 
 
 def found(text: str, pattern: re.Pattern[str]) -> tuple[list[str], Offsets]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _HEAD = ("head_layers", "head_dropout")
-"""Fields of a config that belong to the head; a head that starts afresh does not inherit them."""
+"""Fields of a config that belong to the head and are chosen; a head that starts afresh does not inherit them."""
 
 
 def examples_of(config: Config) -> tuple[Task, dict[str, list]]:
@@ -83,7 +83,7 @@ def model_for(config: Config, task: Task, encoder: Encoder) -> PreTrainedModel:
     before = encoder.config.get(KEPT_AS) or {}
     same = before.get("task") == task.name and tuple(before.get("labels", ())) == task.labels
     labels = dict(enumerate(task.labels)) if task.labels else {at: f"LABEL_{at}" for at in range(task.outputs)}
-    own = ("id2label", "label2id", "num_labels", "problem_type", "architectures", *_HEAD)
+    own = ("id2label", "label2id", "num_labels", "problem_type", "architectures", "head_parts", *_HEAD)
     settings = {name: value for name, value in encoder.config.items() if name not in own}
     settings |= {
         "id2label": labels, "label2id": {label: number for number, label in labels.items()},
@@ -94,6 +94,9 @@ def model_for(config: Config, task: Task, encoder: Encoder) -> PreTrainedModel:
     settings |= ({name: encoder.config.get(name) for name in _HEAD} if keeps else {}) | chosen_head
     dropouts = {"hidden_dropout_prob": config.hidden_dropout, "attention_probs_dropout_prob": config.attention_dropout}
     settings |= {name: value for name, value in dropouts.items() if value is not None}
+    same_layers = keeps and settings.get("head_layers") == encoder.config.get("head_layers")
+    parts = list(task.head_parts) if settings.get("head_layers") else None
+    settings["head_parts"] = encoder.config.get("head_parts") if same_layers else parts or None
     model = class_of(task.head)(MegatronBertConfig(**settings))
     if config.from_scratch:
         say(["--from-scratch: all weights are random"])

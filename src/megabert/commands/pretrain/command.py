@@ -181,9 +181,11 @@ def _fresh_folder(config: Config) -> Path:
 
 def _check_folder(config: Config, folder: Path) -> None:
     """Refuse a run folder that holds a model of another shape, before anything is written into it."""
+    from megabert.training.resume import Checkpoints
+
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--save: {folder} is a file, not a folder")
-    if not any((folder / "checkpoints").glob("step-*")) or not (folder / "run.toml").is_file():
+    if not Checkpoints(folder / "checkpoints").steps() or not (folder / "run.toml").is_file():
         return
     before = configuration.load(Config, folder / "run.toml")
     for field in dataclasses.fields(ModelOptions):

@@ -193,6 +193,8 @@ def zero_shot() -> Settings:
             "dataset": _of_set(data_dir=WANTED, sentence_1_column=8, sentence_2_column=9, label_column=-1,
                                class_balancing=None, num_classes=3, max_seq_length=128, do_lower_case=True,
                                use_cache=True),
+            "classifier_head": {"num_output_layers": 2, "fc_dropout": 0.1, "activation": "relu",
+                                "use_transformer_init": True},
             **_sets(64, file_name=("train.tsv", "dev_matched.tsv", None)),
             "optim": _optimizer("adam", 5e-5, 0.0, "WarmupAnnealing", 0.1),
         },

@@ -79,6 +79,10 @@ def _head(tree: Settings, node: str, layers: str, dropout: str, *, plain: bool) 
     return found if plain and count == 1 else {**found, "head_layers": count}
 
 
+def _pieces(tree: Settings, node: str) -> dict[str, Any]:
+    return {"label_pieces": "first" if tree.find(f"{node}.ignore_extra_tokens") else "all"}
+
+
 def _weights(tree: Settings, path: str = "model.dataset.class_balancing") -> dict[str, Any]:
     value = tree.find(path)
     if value not in (None, "weighted_loss"):
@@ -140,7 +144,7 @@ def _words(tree: Settings) -> dict[str, Any]:
         found["test_file"] = None
     return {
         **found, "task": "token-classification", "max_seq_length": int(data.max_seq_length),
-        "label_pieces": "first" if data.ignore_extra_tokens else "all", **_weights(tree),
+        **_pieces(tree, "model.dataset"), **_weights(tree),
         **_head(tree, "head", "num_fc_layers", "fc_dropout", plain=True),
     }  # fmt: skip
 
@@ -156,11 +160,16 @@ def _glue_file(tree: Settings, group: str) -> Path | None:
     return Path(folder).expanduser() / item
 
 
+# NeMo's own, which no setting of its script changes.
+_GLUE_HEAD = {"head_layers": 2, "head_dropout": 0.0}
+
+
 def _glue(tree: Settings) -> dict[str, Any]:
     found = _files(tree, _glue_file, "ds_item")
     found["read"] += [f"model.{name}" for name in
                       ("dataset.data_dir", "dataset.max_seq_length", "task_name", "nemo_path")]  # fmt: skip
-    return {**found, "task": str(tree.model.task_name), "max_seq_length": int(tree.model.dataset.max_seq_length)}
+    return {**found, "task": str(tree.model.task_name), "max_seq_length": int(tree.model.dataset.max_seq_length),
+            **_GLUE_HEAD}  # fmt: skip
 
 
 def _in_folder(key: str, folder: str, ending: str = "") -> Callable[[Settings, str], Path | None]:
@@ -182,13 +191,14 @@ _inference_file = _in_folder("file_name", "model.dataset.data_dir")
 def _utterances(tree: Settings) -> dict[str, Any]:
     found = _files(tree, _utterances_file, "prefix")
     found["read"] += [f"model.{name}" for name in
-                      ("data_dir", "class_balancing", "intent_loss_weight", "class_labels", "head.fc_dropout",
+                      ("data_dir", "class_balancing", "intent_loss_weight", "class_labels", "head", "nemo_path",
                        "language_model.max_seq_length", "pad_label", "ignore_extra_tokens")]  # fmt: skip
     if found["test_file"] == found["validation_file"]:
         found["test_file"] = None
     return {
         **found, "task": "intent-slot", "max_seq_length": int(tree.find("model.language_model.max_seq_length")),
-        "intent_share": float(tree.model.intent_loss_weight), "head_dropout": float(tree.model.head.fc_dropout),
+        "intent_share": float(tree.model.intent_loss_weight), **_pieces(tree, "model"),
+        **_head(tree, "head", "num_output_layers", "fc_dropout", plain=True),
         **_weights(tree, "model.class_balancing"),
     }  # fmt: skip
 
@@ -196,20 +206,27 @@ def _utterances(tree: Settings) -> dict[str, Any]:
 def _marks(tree: Settings) -> dict[str, Any]:
     found = _files(tree, _words_file, "text_file", "labels_file")
     found["read"] += [f"model.dataset.{name}" for name in ("data_dir", "max_seq_length", "ignore_extra_tokens")]
-    found["read"] += ["model.class_labels", "pretrained_model", "model.punct_head.fc_dropout"]
+    found["read"] += ["model.class_labels", "pretrained_model", "model.nemo_path", "model.punct_head",
+                      "model.capit_head"]  # fmt: skip
     if found["test_file"] == found["validation_file"]:
         found["test_file"] = None
+    head, other = (_head(tree, f"{kind}_head", f"{kind}_num_fc_layers", "fc_dropout", plain=True)
+                   for kind in ("punct", "capit"))  # fmt: skip
+    if head != other:
+        raise ValueError("model.punct_head and model.capit_head differ: both classifiers have as many layers and one "
+                         "dropout here")  # fmt: skip
     return {
-        **found, "task": "punctuation", "max_seq_length": int(tree.model.dataset.max_seq_length),
-        "head_dropout": float(tree.model.punct_head.fc_dropout),
+        **found, "task": "punctuation", "max_seq_length": int(tree.model.dataset.max_seq_length), **head,
+        **_pieces(tree, "model.dataset"),
     }  # fmt: skip
 
 
 def _inference(tree: Settings) -> dict[str, Any]:
     found = _files(tree, _inference_file, "file_name")
     found["read"] += [f"model.dataset.{name}" for name in ("data_dir", "max_seq_length", "class_balancing")]
-    found["read"] += ["pretrained_model", "model.nemo_path"]
-    return {**found, "task": "mnli", "max_seq_length": int(tree.model.dataset.max_seq_length), **_weights(tree)}
+    found["read"] += ["pretrained_model", "model.nemo_path", "model.classifier_head"]
+    return {**found, "task": "mnli", "max_seq_length": int(tree.model.dataset.max_seq_length), **_weights(tree),
+            **_head(tree, "classifier_head", "num_output_layers", "fc_dropout", plain=False)}  # fmt: skip
 
 
 _TOKENS = "MegatronBertForTokenClassification"

@@ -121,7 +121,9 @@ def run_folder(tree: Settings, read: set[str]) -> Path:
 
 
 def _begun(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("step-*"))
+    from megabert.training.resume import Checkpoints
+
+    return bool(Checkpoints(folder / "checkpoints").steps())
 
 
 def _moment(folder: Path) -> str:

@@ -66,6 +66,9 @@ class HeadSettings:
     hidden state of the first token, without a pooler."""
     dropout: float | None = None
     """`head_dropout`: before the head; None: `hidden_dropout_prob`, for spans none."""
+    parts: tuple[int, ...] = ()
+    """`head_parts`: the outputs of several classifiers side by side; with `head_layers` each has matrices of its own.
+    Empty: there is one."""
 
 
 def head_settings(config: MegatronBertConfig) -> HeadSettings:
@@ -74,13 +77,18 @@ def head_settings(config: MegatronBertConfig) -> HeadSettings:
     Raises:
         ValueError: one of them is of a wrong type or out of its limits.
     """
-    layers, dropout = (getattr(config, f"head_{field.name}", field.default) for field in fields(HeadSettings))
+    layers, dropout, parts = (getattr(config, f"head_{field.name}", field.default) for field in fields(HeadSettings))
     if layers is not None and (type(layers) is not int or not 1 <= layers <= _MOST_HEAD_LAYERS):
         raise ValueError(f"config: head_layers is {layers!r}, but must be null or from 1 to {_MOST_HEAD_LAYERS}")
     if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)
                                 or not 0 <= dropout < 1):  # fmt: skip
         raise ValueError(f"config: head_dropout is {dropout!r}, but must be null or from 0 to below 1")
-    return HeadSettings(layers=layers, dropout=dropout)
+    given = parts or ()
+    listed = isinstance(given, list | tuple) and all(type(part) is int and part > 0 for part in given)
+    if not isinstance(given, list | tuple) or not listed or (given and sum(given) != config.num_labels):
+        raise ValueError(f"config: head_parts is {given!r}, but must be null or whole numbers that make the "
+                         f"{config.num_labels} labels together")  # fmt: skip
+    return HeadSettings(layers=layers, dropout=dropout, parts=tuple(given))
 
 
 def check_kernel(name: str, device: torch.device, attention_dropout: float) -> None:

@@ -18,16 +18,38 @@ from megabert.models.dropout import Dropout
 from megabert.models.losses import classification_loss, counted, mean_of_sum, summed_cross_entropy
 
 
-class LayeredHead(nn.Module):
-    """Matrices with ReLU between them, named as in NeMo's checkpoints (`mlp.layer0`, `mlp.layer2`, ...)."""
+class SideBySide(nn.Linear):
+    """Several matrices of as many inputs, stored one below the other: each reads its share of the input, in order."""
 
-    def __init__(self, hidden_size: int, outputs: int, layers: int) -> None:
+    def __init__(self, inputs: int, outputs: tuple[int, ...]) -> None:
+        super().__init__(inputs, sum(outputs))
+        self.parts = outputs
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., parts x inputs] -> [..., all outputs]."""
+        shares = input.chunk(len(self.parts), dim=-1)
+        weights, biases = self.weight.split(self.parts), self.bias.split(self.parts)
+        return torch.cat([nn.functional.linear(*one) for one in zip(shares, weights, biases, strict=True)], dim=-1)
+
+
+class LayeredHead(nn.Module):
+    """Matrices with ReLU between them, named as in NeMo's checkpoints (`mlp.layer0`, `mlp.layer2`, ...).
+
+    Args:
+        outputs: of each classifier; several have nothing in common but the input and the names of their weights.
+    """
+
+    def __init__(self, hidden_size: int, outputs: tuple[int, ...], layers: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential()
-        for number in range(layers - 1):
-            self.mlp.add_module(f"layer{2 * number}", nn.Linear(hidden_size, hidden_size))
-            self.mlp.add_module(f"layer{2 * number + 1}", nn.ReLU())
-        self.mlp.add_module(f"layer{2 * (layers - 1)}", nn.Linear(hidden_size, outputs))
+        inner = (hidden_size,) * len(outputs)
+        for number in range(layers):
+            widths = inner if number < layers - 1 else outputs
+            # All read the same hidden states.
+            first = nn.Linear(hidden_size, sum(widths))
+            self.mlp.add_module(f"layer{2 * number}", SideBySide(hidden_size, widths) if number else first)
+            if number < layers - 1:
+                self.mlp.add_module(f"layer{2 * number + 1}", nn.ReLU())
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., hidden] -> [..., outputs]."""
@@ -36,10 +58,10 @@ class LayeredHead(nn.Module):
 
 def _head(config: MegatronBertConfig, outputs: int) -> nn.Module:
     """The matrix of Transformers' heads, or `head_layers` of them."""
-    layers = head_settings(config).layers
-    if layers is None:
+    chosen = head_settings(config)
+    if chosen.layers is None:
         return nn.Linear(config.hidden_size, outputs)
-    return LayeredHead(config.hidden_size, outputs, layers)
+    return LayeredHead(config.hidden_size, chosen.parts or (outputs,), chosen.layers)
 
 
 def _dropout(config: MegatronBertConfig) -> Dropout:
