@@ -12,7 +12,7 @@ import transformers
 import megabert
 from megabert import cli
 from megabert import config as configuration
-from megabert.commands import evaluate, finetune
+from megabert.commands import evaluate
 from megabert.commands.finetune import command
 from megabert.commands.finetune.parts import changed
 from megabert.formats import huggingface
@@ -260,7 +260,7 @@ def test_passes_are_counted_unless_the_length_is_said_otherwise(monkeypatch, tmp
 
 
 def test_a_run_that_goes_on_otherwise_says_so(tmp_path):
-    config = finetune.Config(task="sst-2", lr=3e-3, log_interval=7)
+    config = command.Config(task="sst-2", lr=3e-3, log_interval=7)
     configuration.save(config, tmp_path / "run.toml", comment="x")
     assert not [*changed(replace(config, log_interval=9), tmp_path)]
     (said,) = changed(replace(config, lr=1e-4), tmp_path)
