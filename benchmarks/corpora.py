@@ -1,6 +1,8 @@
 """Rates of each step from a dump to indexed tokens on one core, and the hours that a given number of cores takes.
 
-  taskset -c 0 chrt -r 1 python benchmarks/corpora.py DUMP.xml.bz2 --vocab bert-vocab.txt [--text FILE ...]
+  taskset -c 0 chrt -r 1 python benchmarks/corpora.py [DUMP.xml.bz2] [--vocab bert-vocab.txt] [--text FILE ...]
+
+Without flags: the largest English dump, the vocabulary and the texts of `material.py`.
 
 The work on pieces, which any number of processes or machines shares, is measured apart from what the one process does
 that cuts the input and writes the output: the same run is done again with the results of all pieces at hand. The best
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import material
 from megabert import runtime
 from megabert.corpora import bzip2_blocks, wikipedia
 from megabert.data.encoding import Reading
@@ -91,12 +94,15 @@ def measure(dump: Path, texts: list[Path], vocabulary: Path, folder: Path) -> di
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("dump", type=Path)
-    parser.add_argument("--vocab", type=Path, required=True)
+    parser.add_argument("dump", type=Path, nargs="?")
+    parser.add_argument("--vocab", type=Path)
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.dump is None:
+        options.dump, options.text = material.largest_dump(), options.text or material.texts(20_000_000)
+    options.vocab = options.vocab or material.vocabulary()
     rates: dict[str, Any] = {}
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as name:

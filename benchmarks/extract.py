@@ -1,10 +1,11 @@
 """Extraction beside WikiExtractor 3.1.0: pages a second of both on the same dump, with as many processes each.
 
-  python benchmarks/extract.py DUMP [DUMP ...] [--processes 2] [--repeats 3] [--copies 8] [--json out.json]
+  python benchmarks/extract.py [DUMP ...] [--processes 2] [--repeats 3] [--copies 8] [--json out.json]
 
 WikiExtractor is AGPL: it is installed into a virtual environment of its own, run as a program, never imported. The
 dumps' pages are joined and repeated `--copies` times, so that starting a program does not count; both sides run by
-turns, and the medians are compared. Once WikiExtractor expands templates (its default), once it does not.
+turns, and the medians are compared. Once WikiExtractor expands templates (its default), once it does not. Without a
+dump it is the largest English one of `material.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import tempfile
 import time
 import venv
 from pathlib import Path
+
+import material
 
 PACKAGE = "wikiextractor==3.1.0"
 
@@ -65,18 +68,19 @@ def timed(command: list[str], folder: Path) -> tuple[float, float, int]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("dumps", nargs="+", type=Path)
+    parser.add_argument("dumps", nargs="*", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--copies", type=int, default=8)
     parser.add_argument("--environment", type=Path, default=Path(tempfile.gettempdir()) / "wikiextractor-3.1.0")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    dumps = options.dumps or [material.largest_dump()]
     program = str(installed(options.environment))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dump = folder / "dump.xml.bz2"
-        articles, size = joined(options.dumps, options.copies, dump)
+        articles, size = joined(dumps, options.copies, dump)
         count, out = str(options.processes), folder / "out"
         theirs = [program, str(dump), "--json", "--quiet", "--processes", count, "--output", str(out)]
         ours = [sys.executable, "-m", "megabert", "extract", str(dump), "--output", str(out), "--workers", count]
@@ -94,7 +98,8 @@ def main() -> None:
         print(f"{side:30} {articles / seconds:9.1f} pages/s {seconds:8.2f} s {used:8.2f} s of processors "
               f"{values[0][2] / 1e6:8.1f} MB written")  # fmt: skip
     for side in list(sides)[1:]:
-        print(f"ratio to {side}: {table['megabert']['pages_per_second'] / table[side]['pages_per_second']:.2f}")
+        ratio = table[side]["ratio"] = table["megabert"]["pages_per_second"] / table[side]["pages_per_second"]
+        print(f"ratio to {side}: {ratio:.2f}")
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 

@@ -1,12 +1,12 @@
 """Tokenization beside Megatron-LM's algorithm: MB of text a second of both, with sentence splitting, same workers.
 
-  python benchmarks/tokenizing.py --vocab bert-vocab.txt [--input a.jsonl ...] [--workers 2] [--repeats 3] [--json FILE]
-  python benchmarks/tokenizing.py --vocab bert-vocab.txt --memory 400      peak memory of all processes, on 400 MB
+  python benchmarks/tokenizing.py [--vocab bert-vocab.txt] [--input a.jsonl ...] [--workers 2] [--json FILE]
+  python benchmarks/tokenizing.py --memory 400                              peak memory of all processes, on 400 MB
 
 The peer is `tokenize_peer.py`: nltk's Punkt and BERT's reference tokenizer in a multiprocessing pool, in a virtual
 environment of its own. Both programs are timed from start to end, by turns; medians are compared. Before, the two are
-given the same sentence breaks (nltk's), and their .bin and .idx files must be equal, byte for byte. Without --input the
-text is the documentation of the installed Python packages.
+given the same sentence breaks (nltk's), and their .bin and .idx files must be equal, byte for byte. Without flags,
+text and vocabulary are those of `material.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import time
 import venv
 from pathlib import Path
 
+import material
+
 PEER = Path(__file__).with_name("tokenize_peer.py")
 PACKAGES = ("nltk==3.10.4", "numpy")
 
@@ -40,10 +42,10 @@ def environment(folder: Path) -> Path:
 
 def gather(inputs: list[Path], target: Path) -> int:
     """Write all texts as loose JSON; returns characters."""
-    from megabert.corpora import builtin, files
+    from megabert.corpora import files
     from megabert.corpora.document import Document
 
-    found = (item for path in inputs for item in files.read_documents(path)) if inputs else builtin.documents()
+    found = (item for path in inputs for item in files.read_documents(path))
     size = 0
     with target.open("w", encoding="utf-8") as file:
         for item in found:
@@ -170,7 +172,7 @@ def compare(sides: Sides, repeats: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--vocab", type=Path, required=True)
+    parser.add_argument("--vocab", type=Path)
     parser.add_argument("--cased", action="store_true", help="the vocabulary is cased")
     parser.add_argument("--input", nargs="*", type=Path, default=[])
     parser.add_argument("--workers", type=int, default=2)
@@ -179,6 +181,8 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=Path(tempfile.gettempdir()) / "megatron-tokenize-peer")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    options.vocab = options.vocab or material.vocabulary()
+    options.input = options.input or material.texts(6_000_000)
     with tempfile.TemporaryDirectory() as name:
         sides = Sides(Path(name), options)
         if options.memory:

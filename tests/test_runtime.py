@@ -57,3 +57,17 @@ def test_freed_memory_is_used_again():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
     assert kept == "False" or int(faults) < 1000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is of glibc")
+def test_freed_memory_stays_however_much_it_is():
+    """3 GiB, never touched, are still of the process after they are freed."""
+    program = (
+        "import ctypes, os; from megabert import runtime; kept = runtime.keep_freed_memory(); "
+        "c = ctypes.CDLL(None); c.malloc.restype = ctypes.c_void_p; "
+        "block = c.malloc(ctypes.c_size_t(3 << 30)); pages = lambda: int(open('/proc/self/statm').read().split()[0]); "
+        "before = pages(); c.free(ctypes.c_void_p(block)); print(kept and block is not None, before - pages())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, lost = done.stdout.split()
+    assert kept == "False" or int(lost) < 1000

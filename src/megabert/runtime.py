@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_NEVER = -1
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -190,8 +191,9 @@ def keep_freed_memory() -> bool:
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if adjust is None:
         return False
-    # Blocks of every size from the heap, and the heap is not cut at its end.
-    return bool(adjust(_M_MMAP_MAX, 0)) and bool(adjust(_M_TRIM_THRESHOLD, 2**31 - 1))
+    # Blocks of every size from the heap, and the heap is not cut at its end, however much of it is free: the largest
+    # positive number is 2 GiB, which a step of a large network frees.
+    return bool(adjust(_M_MMAP_MAX, 0)) and bool(adjust(_M_TRIM_THRESHOLD, _NEVER))
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Articles of real dumps whose extracts were read beside their wikitext by a person, kind after kind.
 
-The dumps are no part of the project. They are looked for in the folder that MEGABERT_WIKIDUMPS names, else in
-`shared/data/wikidump` beside the project. An extract that changes is to be read again before its line is changed:
+The dumps are no part of the project. They are looked for in the folder `wikidump` of the one that MEGABERT_DATA names,
+else of `shared/data` beside the project. An extract that changes is to be read again before its line is changed:
 
   python tests/corpora/test_wikipedia_golden.py DUMP PAGE-ID        prints the text and its line
 """
@@ -17,9 +17,8 @@ import pytest
 
 from megabert.corpora import wikipedia
 
-DUMPS = Path(
-    os.environ.get("MEGABERT_WIKIDUMPS") or Path(__file__).parents[2].absolute().parent / "shared/data/wikidump"
-)
+DATA = os.environ.get("MEGABERT_DATA") or Path(__file__).absolute().parents[2].parent / "shared" / "data"
+DUMPS = Path(DATA) / "wikidump"
 # Dump (begin of its name), page, what is peculiar to it, lines, begin of the first line, end of the last one, SHA-256.
 PAGES = [
     (
@@ -298,7 +297,7 @@ PAGES = [
 def extracts(tmp_path_factory):
     """(begin of a dump's name, page) -> text."""
     if not DUMPS.is_dir():
-        pytest.skip(f"there are no dumps at {DUMPS}; MEGABERT_WIKIDUMPS names their folder")
+        pytest.skip(f"there are no dumps at {DUMPS}; MEGABERT_DATA names the folder above")
     return {
         (name, page): text
         for name in dict.fromkeys(page[0] for page in PAGES)

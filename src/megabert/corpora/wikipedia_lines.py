@@ -24,12 +24,12 @@ _ADDRESS = re.compile(
 )
 _SPACE = re.compile(r"[\t\r\f\v\xa0\u2002-\u200a\u3000]")
 _SPACES = re.compile(r"  +")
-_UNSEEN = re.compile(r"[\u200b\u2060\ufeff\x7f]+")
+_UNSEEN = "\u200b\u2060\ufeff\x7f"
 _EMPTY_BRACKETS = re.compile(r"\((?:[ ,;:/–—-]|\bor\b)*\)|（[ ，、；：，;:]*）|\[[ ,;]*\]")
 _AFTER_OPENING = re.compile(r"([(（])[ ,;:，；、]+")
 APOSTROPHE = "\1"
 """One that is no mark of bold or italic; XML holds no such character."""
-_STOPS_BEFORE_CLOSING = tuple(stop + bracket for bracket in ")）" for stop in " ,;，；、")
+_STOPS = " ,;，；、"
 _BEFORE_STOP = re.compile(r" ([,.;:!?])(?=\s|$)")
 _REPEATED_STOP = re.compile(r"([,;])(?: ?[,;])+")
 _TABLE_LINE = re.compile(r"\s*(?:\{\||\||!!|! |!\s*(?:scope|style|align|width|colspan|rowspan|class|bgcolor)\b)")
@@ -54,7 +54,9 @@ def tidy(raw: str) -> str:
         raw = _SWITCH.sub("", raw)
     if "&" in raw:
         raw = html.unescape(raw)
-    raw = _SPACE.sub(" ", _UNSEEN.sub("", raw))
+    for character in _UNSEEN:  # most pages have none, which is soon seen
+        raw = raw.replace(character, "")
+    raw = _SPACE.sub(" ", raw)
     if "(" in raw or "（" in raw or "[" in raw:
         raw = _without_empty_brackets(raw)
     raw = _REPEATED_STOP.sub(r"\1", _BEFORE_STOP.sub(r"\1", _SPACES.sub(" ", raw)))
@@ -170,9 +172,9 @@ def _without_empty_brackets(raw: str) -> str:
         raw, count = _EMPTY_BRACKETS.subn("", raw)
         if not count:
             break
-    while any(ending in raw for ending in _STOPS_BEFORE_CLOSING):
-        for ending in _STOPS_BEFORE_CLOSING:
-            raw = raw.replace(ending, ending[1])
+    for closing in ")）":
+        *parts, last = raw.split(closing)
+        raw = closing.join([*(part.rstrip(_STOPS) for part in parts), last])
     return _AFTER_OPENING.sub(r"\1", raw)
 
 

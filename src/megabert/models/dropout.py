@@ -63,12 +63,13 @@ def zero_dropped(tensor: Tensor, kept: Tensor) -> Tensor:
 
 
 def serves(tensor: Tensor) -> bool:
-    """Whether what is written for the CPU here takes this tensor: not while torch records a graph of it."""
+    """Whether what is written for the CPU here takes this tensor: not while torch records or transforms a function."""
     return (
         tensor.device.type == "cpu"
         and tensor.is_floating_point()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
         and type(tensor) in (Tensor, nn.Parameter)
     )
 

@@ -124,11 +124,13 @@ class Weights:
                     # Unused in this batch: the gradient of the last step must not be taken again.
                     master.grad = None
                 continue
+            gradient, weight.grad = weight.grad, None
             if master.grad is None:
-                master.grad = torch.zeros_like(master)
-            sources.append(weight.grad)
+                # At once, so that the two gradients of all weights are not there together.
+                master.grad = gradient.to(master.dtype)
+                continue
+            sources.append(gradient)
             targets.append(master.grad)
-            weight.grad = None
         if not sources:
             return
         if first:
@@ -151,13 +153,13 @@ class Weights:
                 master.data = local
             master.grad = None if weight.grad is None else weight.grad.to_local()  # type: ignore[attr-defined]
 
-    def clear(self) -> None:
-        """Forget all gradients, but keep the memory of the masters' for the next step."""
+    def clear(self, *, keep: bool = True) -> None:
+        """Forget all gradients; with `keep` the masters' have the same memory again in the next step."""
         for weight, _ in self._shards:
             weight.grad = None
         for weight in self._half_weights:
             weight.grad = None
-        kept = {id(master) for master in self._half_masters}
+        kept = {id(master) for master in self._half_masters} if keep else set()
         for master in self.masters.values():
             if id(master) not in kept:
                 master.grad = None

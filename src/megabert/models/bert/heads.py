@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 
 from megabert.models.bert.config import settings
 from megabert.models.bert.layers import LayerNorm
+from megabert.models.cpu_linear import Linear
 from megabert.models.losses import IGNORED, summed_cross_entropy
 
 TIED = {
@@ -26,7 +27,7 @@ class MegatronBertPredictionHeadTransform(nn.Module):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.transform_act_fn = ACT2FN[settings(config).head_act or config.hidden_act]
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -57,7 +58,7 @@ class MegatronBertLMPredictionHead(nn.Module):
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__()
         self.transform = MegatronBertPredictionHeadTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
+        self.decoder = Linear(config.hidden_size, config.vocab_size, bias=True)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.tie_word_embeddings else None
         self.loss = VocabularyLoss(config.vocab_size)
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from megabert.models.attention import attend
 from megabert.models.bert.config import check_heads, settings
+from megabert.models.cpu_linear import Linear
 from megabert.models.dropout import Dropout, drop_and_add
 
 
@@ -38,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
-class OutputLinear(nn.Linear):
+class OutputLinear(Linear):
     """The last matrix of a block, whose result is added to the residual: Megatron scales its initial weights down."""
 
 
@@ -104,9 +105,9 @@ class MegatronBertSelfAttention(nn.Module):
         self.scaling = self.attention_head_size**-0.5
         self.is_causal = bool(config.is_decoder) and not is_cross_attention
         width = self.attention_head_size * config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, width)
-        self.key = nn.Linear(config.hidden_size, width)
-        self.value = nn.Linear(config.hidden_size, width)
+        self.query = Linear(config.hidden_size, width)
+        self.key = Linear(config.hidden_size, width)
+        self.value = Linear(config.hidden_size, width)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.recompute_core = False  # in training, compute the attention weights again on the way back
 
@@ -216,7 +217,7 @@ class MegatronBertIntermediate(nn.Module):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
         self.intermediate_act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -295,7 +296,7 @@ class MegatronBertPooler(nn.Module):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.Tanh()
 
     def forward(self, hidden_states: Tensor, sample_starts: Tensor | None = None) -> Tensor:

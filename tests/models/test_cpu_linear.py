@@ -1,0 +1,97 @@
+"""Products with a bias on a CPU: PyTorch's own are the measure."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from megabert.models import cpu_linear
+from megabert.models.cpu_linear import Linear, linear
+
+FITS = cpu_linear._product_of(torch.float32)
+
+
+@pytest.fixture
+def products(monkeypatch) -> list[torch.Size]:
+    """Shapes of the inputs that went into oneDNN's product."""
+    seen = []
+    product = cpu_linear._product
+
+    def counted(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(left.shape)
+        return product(left, right, bias)
+
+    monkeypatch.setattr(cpu_linear, "_product", counted)
+    return seen
+
+
+def arguments(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((2, 8, 24), (40, 24), (40,))
+    return tuple(torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes)  # type: ignore
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_result_and_gradients_are_those_of_pytorch(dtype, tolerance, products):
+    given = arguments(dtype)
+    found, wanted = linear(*given), nn.functional.linear(*given)
+    assert bool(products) == cpu_linear._product_of(dtype)
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+    upper = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
+    for own, other in zip(
+        torch.autograd.grad(found, given, upper), torch.autograd.grad(wanted, given, upper), strict=True
+    ):
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance * 4)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(*given), wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_the_gradient_has_a_gradient():
+    given = arguments()
+    found = []
+    for function in (linear, nn.functional.linear):
+        (slope,) = torch.autograd.grad(function(*given).square().sum(), given[:1], create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), given))
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-2)
+
+
+def test_transforms_of_functions_pass_through():
+    input, weight, bias = (tensor.detach() for tensor in arguments())
+
+    def total(weight: Tensor) -> Tensor:
+        return linear(input, weight, bias).square().sum()
+
+    def plain(weight: Tensor) -> Tensor:
+        return nn.functional.linear(input, weight, bias).square().sum()
+
+    torch.testing.assert_close(torch.func.grad(total)(weight), torch.func.grad(plain)(weight), rtol=1e-5, atol=1e-3)
+    along = torch.func.jvp(total, (weight,), (weight,))[1]
+    torch.testing.assert_close(along, torch.func.jvp(plain, (weight,), (weight,))[1], rtol=1e-5, atol=1e-2)
+    per_row = torch.func.vmap(lambda row: linear(row, weight, bias))(input)
+    torch.testing.assert_close(per_row, nn.functional.linear(input, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_and_other_types_are_left_to_pytorch(products):
+    input, weight, bias = arguments()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(input, weight, bias).dtype == torch.bfloat16
+    assert linear(input.double(), weight.double(), bias.double()).dtype == torch.float64
+    assert linear(input[:0], weight, bias).shape == (0, 8, 40)
+    assert linear(input[:1, :3], weight, bias).shape == (1, 3, 40)
+    assert linear(input, weight, None).shape == (2, 8, 40)
+    assert not products
+
+
+def test_a_part_of_a_tensor_and_frozen_weights(products):
+    input, weight, bias = arguments()
+    layer = Linear(24, 40)
+    layer.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+    layer.requires_grad_(False)
+    wide = torch.cat([input, input], dim=-1).detach()[..., 12:36].requires_grad_()
+    layer(wide).sum().backward()
+    assert wide.grad is not None
+    torch.testing.assert_close(wide.grad, weight.detach().sum(0).expand_as(wide), rtol=1e-5, atol=1e-4)
+    assert layer.weight.grad is None
+    assert len(products) == 2 * FITS  # there, and back to the input alone
