@@ -6,6 +6,7 @@ import torch
 
 import megabert
 from megabert import cli
+from megabert.commands import predict
 from megabert.formats import huggingface
 from megabert.tokenization import word_piece
 
@@ -99,3 +100,15 @@ def test_mistakes(model, tmp_path, capsys, monkeypatch, arguments, message):
     assert cli.main(["predict", *arguments]) == 2
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_told_first(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\n")
+    for output, message in (
+        (tmp_path / "." / "texts.txt", "is a file that is read"), (tmp_path, "is a folder"),
+        (tmp_path / "no" / "x.jsonl", "there is no folder"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"--output: .*{message}"):
+            predict.run(predict.Config(task=str(tmp_path), input=texts, output=output))
+    assert texts.read_text() == "one\n"
