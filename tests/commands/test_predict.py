@@ -128,3 +128,15 @@ def test_many_texts_are_told_of_bfloat16_where_the_processor_has_it(taught, monk
     said = capsys.readouterr()
     assert ("--bf16" in said.err) == told
     assert [json.loads(line)["text"] for line in said.out.splitlines()] == ["a b", "c", "d e f"]
+
+
+def test_an_output_that_cannot_be_written_is_told_first(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\n")
+    for output, message in (
+        (tmp_path / "." / "texts.txt", "is a file that is read"), (tmp_path, "is a folder"),
+        (tmp_path / "no" / "x.jsonl", "there is no folder"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"--output: .*{message}"):
+            predict.run(predict.Config(task=str(tmp_path), input=texts, output=output))
+    assert texts.read_text() == "one\n"

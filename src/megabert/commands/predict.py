@@ -22,7 +22,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -128,6 +128,7 @@ def _fine_tuned(config: Config) -> None:
         )
     if config.task in _PRETRAINED:
         raise ValueError(f"{config.task} of which model? Its path is missing")
+    _check_output(config, [config.input] if config.input else [])
     place = Path(config.task)
     find_model(place)
 
@@ -135,6 +136,19 @@ def _fine_tuned(config: Config) -> None:
 
     with joined(config, os.environ, config.device) as (world, device):
         _answer(config, place, world, device)
+
+
+def _check_output(config: Config, read: Sequence[Path]) -> None:
+    """Refuse an --output that cannot be written, or that is a file which is read."""
+    output = config.output
+    if output is None:
+        return
+    if output.is_dir():
+        raise ValueError(f"--output: {output} is a folder; a file is needed")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: there is no folder {output.parent}")
+    if any(output.exists() and file.exists() and output.samefile(file) for file in read):
+        raise ValueError(f"--output: {output} is a file that is read, and would be replaced; name another one")
 
 
 def _answer(config: Config, place: Path, world: World | None, device: torch.device) -> None:
@@ -155,6 +169,7 @@ def _answer(config: Config, place: Path, world: World | None, device: torch.devi
     )
     model.task = zero_shot.of(model.task, config)
     if config.input is not None:
+        _check_output(config, model.task.files(config.input))
         examples = model.task.examples(config.input, labelled=False)
     else:
         source = "--text" if config.text else "standard input"
