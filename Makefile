@@ -1,8 +1,8 @@
-# make setup | demo | test | check | fix | bench
+# make setup | demo | test | check | fix | bench | bench-gpu
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check fix bench clean
+.PHONY: setup demo test check fix bench bench-gpu clean
 
 setup: .venv/.installed
 
@@ -33,6 +33,9 @@ fix: setup
 
 bench: setup
 	$(BIN)/python benchmarks/pretrain.py --output bench.json
+
+bench-gpu: setup
+	$(BIN)/python benchmarks/pretrain.py --device cuda --cases large natural --batch-size 32 --compile --cuda-graphs --output bench-gpu.json
 
 clean:
 	rm -rf .venv runs .pytest_cache .ruff_cache .import_linter_cache

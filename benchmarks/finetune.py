@@ -38,7 +38,7 @@ from megabert.models.auto import class_of
 from megabert.serving.fine_tuned import FineTuned
 from megabert.tasks import catalogue
 from megabert.tasks.base import Features, Task
-from megabert.tokenization import word_piece
+from megabert.tokenization import opening
 from megabert.training.step import TrainingStep
 from turns import program
 
@@ -112,7 +112,7 @@ def make_work(options: BenchmarkOptions, folder: Path, name: str) -> Work:
     task = catalogue.make(name, {})
     examples = task.examples(folder / f"train-{name}.{ending}")
     task = task.learned(examples)
-    train = task.features(examples, word_piece.load(folder / "encoder"))
+    train = task.features(examples, opening.load(folder / "encoder"))
     held_out = task.examples(folder / f"dev-{name}.{ending}")
     steps = options.sst2_steps if name == "sst-2" else options.squad_steps
     return Work(f"{name}.{ending}", task, folder, train, held_out, batch, steps)
@@ -210,7 +210,7 @@ def their_scores(work: Work, model: Any) -> dict[str, float]:
     same, _ = huggingface.load(work.folder / "encoder", class_of("MegatronBertForPreTraining"))
     mine = class_of(work.task.head)(type(same.config)(**{**same.config.to_dict(), "num_labels": work.task.outputs}))
     mine.load_state_dict(model.state_dict())
-    finished = FineTuned(work.task, mine, word_piece.load(work.folder / "encoder"))
+    finished = FineTuned(work.task, mine, opening.load(work.folder / "encoder"))
     return work.task.score(finished.answer(work.held_out).predictions, work.held_out)
 
 

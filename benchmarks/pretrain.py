@@ -5,11 +5,13 @@ plain loop under bfloat16 autocast. Both: fused AdamW, clipping at 1.0, the same
 Counted are real tokens, padding is not. The losses of both at the same weights must agree before anything is timed, in
 float32 and in bfloat16. Each side has a process of its own, ours set up as `megabert pretrain` sets itself up
 (`runtime.keep_freed_memory`); --equal-memory gives Transformers' process that as well. Peak memory is these processes'.
-Natural documents are packed here and padded there; each sample is in both, masked alike.
+Natural documents are packed here and padded there; each sample is in both, masked alike. On a GPU (--device cuda)
+memory is that of tensors, and clocks are read when the device has finished.
 
     python benchmarks/pretrain.py --output bench.json
     python benchmarks/pretrain.py --table bench.json        # prints the table of an earlier run in Markdown
     python benchmarks/pretrain.py --cases natural --documents wiki.jsonl abstracts.jsonl.gz
+    python benchmarks/pretrain.py --device cuda --cases large natural --batch-size 32 --compile --cuda-graphs
 """
 
 from __future__ import annotations
@@ -24,17 +26,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 
 from megabert import MegatronBertForPreTraining, runtime
 from megabert.config import option
+from megabert.models.bert import plan
 from megabert.models.bert.config import make_config
 from megabert.models.losses import PretrainingObjective
 from megabert.models.options import ModelOptions
-from megabert.training.options import TrainingOptions
+from megabert.training.cuda_graphs import check_cuda_graphs
+from megabert.training.fp8 import check_fp8, multiply_in_fp8
+from megabert.training.options import AcceleratorOptions, TrainingOptions
 from megabert.training.step import make_step
 from pretraining_rows import Batch, Rows, dense, natural
 from turns import Side, alternate, check_names, program, ratios
@@ -76,8 +81,12 @@ CASES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
+class BenchmarkOptions(AcceleratorOptions):
     """What is compared, and how often."""
+
+    device: Literal["cpu", "cuda"] = option("cpu", "where both sides train")
+    batch_size: int = option(0, "rows of ours in a batch, in place of the cases' own; 0: theirs", minimum=0)
+    compile: bool = option(False, "run our model through torch.compile")
 
     cases: tuple[str, ...] = option(tuple(CASES), f"what to compare: {', '.join(CASES)}", example="small natural")
     documents: tuple[str, ...] = option(("builtin",), "text for the natural case, as megabert pretrain --train-data")
@@ -123,45 +132,64 @@ def losses_at_the_start(ours: torch.nn.Module, theirs: torch.nn.Module, rows: Ro
     """
     objective, found = PretrainingObjective("sop"), {}
     for kind, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-3)):
-        with torch.no_grad(), torch.autocast("cpu", kind, enabled=kind != torch.float32):
-            inputs = {key: value for key, value in rows.ours[0].items() if key not in objective.targets}
+        device = next(ours.parameters()).device
+        our_rows, their_rows = here(rows.ours[0], device), here(rows.theirs[0], device)
+        with torch.no_grad(), torch.autocast(device.type, kind, enabled=kind != torch.float32):
+            inputs = {key: value for key, value in our_rows.items() if key not in objective.targets}
             outputs = ours.eval()(**inputs)
-            sums, counts = objective.sums(outputs, rows.ours[0]), objective.counts(rows.ours[0])
+            sums, counts = objective.sums(outputs, our_rows), objective.counts(our_rows)
             loss = float(sum(sums[name] / counts[name] for name in sums))
-            their_loss = float(theirs.eval()(**rows.theirs[0]).loss)
+            their_loss = float(theirs.eval()(**their_rows).loss)
         if abs(loss - their_loss) > tolerance * their_loss:
             raise ValueError(f"{kind}: the losses at the same weights differ: ours {loss}, theirs {their_loss}")
         found[str(kind).removeprefix("torch.")] = [loss, their_loss]
     return found
 
 
-def make_our_step(model: torch.nn.Module) -> Callable[[Batch], float]:
+def here(rows: Batch, device: torch.device) -> Batch:
+    """A batch on the device."""
+    return {key: value.to(device, non_blocking=True) for key, value in rows.items()}
+
+
+def make_our_step(model: torch.nn.Module, options: BenchmarkOptions) -> Callable[[Batch], float]:
     """The package's own training step: batch -> the loss before it."""
-    training = TrainingOptions(bf16=True, lr=LEARNING_RATE, clip_grad=1.0, weight_decay=0.01)
-    train_step = make_step(model, PretrainingObjective("sop"), training)
+    training = TrainingOptions(bf16=True, lr=LEARNING_RATE, clip_grad=1.0, weight_decay=0.01, compile=options.compile)
+    device = torch.device(options.device)
+    if options.fp8:
+        multiply_in_fp8(model, plan.LAYER)
+    objective = PretrainingObjective("sop")
+    train_step = make_step(model, objective, training, device=device, cuda_graphs=options.cuda_graphs)
     return lambda rows: sum(train_step([rows], LEARNING_RATE).losses.values())
 
 
-def make_their_step(model: torch.nn.Module) -> Callable[[Batch], float]:
+def make_their_step(model: torch.nn.Module, device: torch.device) -> Callable[[Batch], torch.Tensor]:
     """The plain loop's step: autocast, backward, clip, fused AdamW; batch -> the loss before it."""
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
-    model.train()
 
-    def step(rows: Batch) -> float:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**rows).loss
+    def step(rows: Batch) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = model(**here(rows, device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss.detach())
+        return loss.detach()
 
     return step
 
 
-def step_of(side: str, model: torch.nn.Module) -> Callable[[Batch], float]:
+def step_of(side: str, model: torch.nn.Module, options: BenchmarkOptions) -> Callable[[Batch], float | torch.Tensor]:
     """The training step of a side."""
-    return make_our_step(model) if side == "megabert" else make_their_step(model)
+    if side == "megabert":
+        return make_our_step(model, options)
+    return make_their_step(model, torch.device(options.device))
+
+
+def finished(device: str) -> None:
+    """Wait until the device has nothing more to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def seconds(step: Callable[[], object], count: int) -> float:
@@ -172,17 +200,28 @@ def seconds(step: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def matmul_rate() -> dict[str, float]:
-    """bfloat16 GFLOP/s of square matrix products on this machine, by size, and their median."""
-    rates = {str(size): round(2 * size**3 / seconds_of_product(size) / 1e9, 1) for size in (1024, 2048, 4096)}
+def described_device(device: str) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+
+def matmul_rate(device: str) -> dict[str, float]:
+    """bfloat16 GFLOP/s of square matrix products on this device, by size, and their median."""
+    sizes = (1024, 2048, 4096) if device == "cpu" else (4096, 8192, 16384)
+    rates = {str(size): round(2 * size**3 / seconds_of_product(size, device) / 1e9, 1) for size in sizes}
     return rates | {"median": statistics.median(rates.values())}
 
 
-def seconds_of_product(size: int) -> float:
+def seconds_of_product(size: int, device: str) -> float:
     """Of a square bfloat16 product; the median of five."""
-    left, right = (torch.randn(size, size).to(torch.bfloat16) for _ in range(2))
-    torch.mm(left, right)
-    return statistics.median(seconds(lambda: torch.mm(left, right), 1) for _ in range(5))
+    left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(left, right)
+        finished(device)
+
+    product()
+    return statistics.median(seconds(product, 1) for _ in range(5))
 
 
 def work(case: Case, rows: Rows) -> float:
@@ -205,19 +244,33 @@ def prepare(side: str, case: Case, options: BenchmarkOptions, file: Path) -> Cal
     if side == "megabert" or options.equal_memory:
         runtime.keep_freed_memory()
     rows, vocabulary = torch.load(file, weights_only=True)
-    step = step_of(side, make_model(side, case, vocabulary, options))
-    return lambda: [step(batch) for batch in rows][-1]
+    if options.device == "cuda":
+        rows = [{key: value.pin_memory() for key, value in batch.items()} for batch in rows]
+    step = step_of(side, make_model(side, case, vocabulary, options), options)
+
+    def turn() -> float:
+        losses = [step(batch) for batch in rows]
+        finished(options.device)
+        return float(losses[-1])
+
+    return turn
+
+
+def case_of(name: str, options: BenchmarkOptions) -> Case:
+    """The case of that name, with the batch that was asked for."""
+    return replace(CASES[name], batch=options.batch_size) if options.batch_size else CASES[name]
 
 
 def compare(name: str, options: BenchmarkOptions) -> dict[str, Any]:
     """Measure a case."""
-    case = CASES[name]
+    case = case_of(name, options)
     print(f"{name}: {case.described()}", flush=True)
     rows = rows_of(case, options, case.steps)
-    models = [make_model(side, case, rows.vocabulary, options) for side in SIDES]
+    models = [make_model(side, case, rows.vocabulary, options).to(options.device) for side in SIDES]
     models[1].load_state_dict(models[0].state_dict())
     start = losses_at_the_start(*models, rows)
     del models
+    torch.cuda.empty_cache()
     tokens = sum(rows.tokens)
 
     def show(number: int, seconds: dict[str, float]) -> None:
@@ -277,7 +330,7 @@ def loss_curves(name: str, options: BenchmarkOptions) -> dict[str, Any]:
 
     Both see the same batches; weights at the start are equal for equal seeds, dropout is drawn differently.
     """
-    case = CASES[name]
+    case = case_of(name, options)
     rows = rows_of(case, options, options.curves)
     parts = min(20, options.curves)
     curves: dict[str, list[list[float]]] = {side: [] for side in SIDES}
@@ -287,8 +340,8 @@ def loss_curves(name: str, options: BenchmarkOptions) -> dict[str, Any]:
         for side, batches in zip(SIDES, (rows.ours, rows.theirs), strict=True):
             model = make_model(side, case, rows.vocabulary, seeded)
             model.load_state_dict(start)
-            step = step_of(side, model)
-            losses = [step(batch) for batch in batches]
+            step = step_of(side, model, seeded)
+            losses = [float(step(batch)) for batch in batches]
             curves[side].append([statistics.mean(part) for part in split(losses, parts)])
             print(
                 f"  {name}, {side}, seed {seed}: loss {curves[side][-1][0]:.4f} to {curves[side][-1][-1]:.4f}",
@@ -319,7 +372,9 @@ def run(options: BenchmarkOptions) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
         "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
-        "dropout": options.dropout, "equal_memory": options.equal_memory, "matmul_gflops": matmul_rate(),
+        "dropout": options.dropout, "equal_memory": options.equal_memory, "matmul_gflops": matmul_rate(options.device),
+        "device": described_device(options.device),
+        "ours": [flag for flag in ("compile", "cuda_graphs", "fp8") if getattr(options, flag)],
     }  # fmt: skip
     if options.curves:
         return result | {"curves": [loss_curves(name, options) for name in options.cases]}
@@ -338,9 +393,11 @@ def shown(result: dict[str, Any]) -> str:
             largest = max(one["differences"], key=abs)
             lines.append(f"| {one['case']}, {one['steps']} steps | {largest:+.4f} | {max(one['deviations']):.4f} |")
         return "\n".join(lines)
+    device = result.get("device", f"{result['threads']} CPU threads")  # results of old are of a CPU
+    notes = "; freed memory kept on both sides" if result["equal_memory"] else ""
+    notes += "".join(f"; ours with --{flag.replace('_', '-')}" for flag in result.get("ours", ()))
     lines = [
-        f"| {result['threads']} CPU threads; bf16 matrix products {rate:,.0f} GFLOP/s; dropout {result['dropout']}"
-        f"{'; freed memory kept on both sides' if result['equal_memory'] else ''} "
+        f"| {device}; bf16 matrix products {rate:,.0f} GFLOP/s; dropout {result['dropout']}{notes} "
         f"| megabert | Transformers {result['transformers']} | ratio |", "|---|---|---|---|",
     ]  # fmt: skip
     for one in result["cases"].values():
@@ -368,9 +425,15 @@ def measured(options: BenchmarkOptions) -> dict[str, Any]:
     """The result of a run, or of one from before (`--table`).
 
     Raises:
-        ValueError: a case that is not there.
+        ValueError: a case that is not there, or a device that is not, or cannot do what it is asked for.
     """
     check_names("--cases", options.cases, CASES)
+    if options.table is None:
+        device = torch.device(options.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device: cuda, but PyTorch finds no GPU here")
+        check_cuda_graphs(options, device, processes=1, packed=True, recomputed=False)
+        check_fp8(options, device, bf16=True, processes=1, sizes={})
     return run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
 
 

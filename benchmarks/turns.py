@@ -70,8 +70,10 @@ def check_names(flag: str, given: Sequence[str], known: Sequence[str] | Mapping[
         raise ValueError(f"{flag}: {strange} is not one of {', '.join(known)}")
 
 
-def resident_mib() -> float:
-    """The largest memory that this process held so far, in MiB."""
+def peak_mib() -> float:
+    """The largest memory that this process held so far, in MiB: a GPU's in tensors where it uses one, else its own."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.is_file():
         # Not ru_maxrss, which on Linux starts with the size of the process that started this one.
@@ -86,7 +88,7 @@ def _serve(connection: Connection, threads: int, prepare: Callable[..., Callable
         while connection.recv():
             begin = time.perf_counter()
             answer = turn()
-            connection.send((time.perf_counter() - begin, answer, resident_mib()))
+            connection.send((time.perf_counter() - begin, answer, peak_mib()))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:

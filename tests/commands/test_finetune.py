@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import transformers
 
 import megabert
 from megabert import cli
+from megabert import config as configuration
+from megabert.commands import evaluate
 from megabert.commands.finetune import command
+from megabert.commands.finetune.parts import changed
 from megabert.formats import huggingface
 from megabert.tokenization import word_piece
 
@@ -253,3 +257,19 @@ def test_passes_are_counted_unless_the_length_is_said_otherwise(monkeypatch, tmp
     config = command.Config(task="rte", model="m", train_file=tmp_path / "a.tsv", device="cpu", **length)
     assert command.run(config) == tmp_path
     assert found[0].epochs == epochs
+
+
+def test_a_run_that_goes_on_otherwise_says_so(tmp_path):
+    config = command.Config(task="sst-2", lr=3e-3, log_interval=7)
+    configuration.save(config, tmp_path / "run.toml", comment="x")
+    assert not [*changed(replace(config, log_interval=9), tmp_path)]
+    (said,) = changed(replace(config, lr=1e-4), tmp_path)
+    assert said == f"notice: --lr is 0.0001 from here on; the run in {tmp_path} was begun with 0.003"
+    assert not [*changed(config, tmp_path / "nothing")]
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("dev-v1.1.json", "dev-v1.1"), ("dev.tsv", "dev"), ("dev-v1.1.jsonl.gz", "dev-v1.1"), ("a", "a")]
+)
+def test_scores_lie_in_a_folder_of_the_file_s_name(name, stem):
+    assert evaluate._stem(Path(name)) == stem

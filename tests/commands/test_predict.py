@@ -6,21 +6,37 @@ import torch
 
 import megabert
 from megabert import cli
+from megabert.commands import predict
 from megabert.formats import huggingface
+from megabert.formats.checkpoint import KEPT_AS
+from megabert.tasks import catalogue
+from megabert.tasks.sequence_classification import SequenceClassification
 from megabert.tokenization import word_piece
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def written(network, folder, **more):
+    """A tiny model of this class in this folder."""
     torch.manual_seed(0)
     tokenizer = word_piece.from_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijk"], lower_case=True)
     config = megabert.MegatronBertConfig(
         vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=16,
+        max_position_embeddings=16, **more,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("run") / "model"
-    huggingface.write(megabert.MegatronBertForPreTraining(config), tokenizer, folder)
+    huggingface.write(network(config), tokenizer, folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return written(megabert.MegatronBertForPreTraining, tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    task = SequenceClassification(max_seq_length=16, labels=("bad", "good"))
+    folder = tmp_path_factory.mktemp("taught") / "model"
+    settings = {"num_labels": 2, KEPT_AS: catalogue.kept(task)}
+    return written(megabert.MegatronBertForSequenceClassification, folder, **settings)
 
 
 def test_fill_mask(model, capsys):
@@ -99,3 +115,28 @@ def test_mistakes(model, tmp_path, capsys, monkeypatch, arguments, message):
     assert cli.main(["predict", *arguments]) == 2
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, told", [([], True), (["--bf16"], False)])
+def test_many_texts_are_told_of_bfloat16_where_the_processor_has_it(taught, monkeypatch, tmp_path, capsys, flags, told):
+    monkeypatch.setattr(predict, "_MANY", 3)
+    monkeypatch.setattr(predict, "_computes_bf16", lambda: True)
+    arguments = ["predict", taught, "--json", "--device", "cpu", *flags]
+    assert cli.main([*arguments, "--text", "a b"]) == 0
+    assert not capsys.readouterr().err, "few texts: nothing to tell"
+    assert cli.main([*arguments, "--text", "a b", "c", "d e f"]) == 0
+    said = capsys.readouterr()
+    assert ("--bf16" in said.err) == told
+    assert [json.loads(line)["text"] for line in said.out.splitlines()] == ["a b", "c", "d e f"]
+
+
+def test_an_output_that_cannot_be_written_is_told_first(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\n")
+    for output, message in (
+        (tmp_path / "." / "texts.txt", "is a file that is read"), (tmp_path, "is a folder"),
+        (tmp_path / "no" / "x.jsonl", "there is no folder"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"--output: .*{message}"):
+            predict.run(predict.Config(task=str(tmp_path), input=texts, output=output))
+    assert texts.read_text() == "one\n"

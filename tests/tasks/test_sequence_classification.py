@@ -107,6 +107,8 @@ def test_glue_files_that_are_not_the_tasks_own(write):
         catalogue.make("mrpc", {}).examples(write("dev.tsv", GLUE["sst-2"][0]))
     with pytest.raises(ValueError, match=r"dev\.tsv:2: label 'entailment' is not one of"):
         catalogue.make("wnli", {}).examples(write("dev.tsv", GLUE["rte"][0]))
+    with pytest.raises(ValueError, match="4 columns between tabs, but sst-2's files with labels have 2, label among"):
+        catalogue.make("sst-2", {}).examples(write("train.tsv", "gj04\t1\t\ta good film\n"))
 
 
 def test_unknown_tasks_and_settings():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from megabert import runtime
 from megabert.config import option
 from megabert.parallel.options import ParallelOptions
 from megabert.tasks.options import ZeroShotOptions
@@ -52,7 +53,7 @@ def run(config: Config) -> None:
     """
     if not config.file:
         raise ValueError("--file is missing: name files of examples")
-    stems = [file.name.split(".")[0] for file in config.file]
+    stems = [_stem(file) for file in config.file]
     if len(set(stems)) < len(stems):
         raise ValueError("--file: two files have one name, and would be written to one folder")
 
@@ -60,6 +61,13 @@ def run(config: Config) -> None:
 
     with joined(config, os.environ, config.device) as (world, device):
         _evaluate(config, stems, world, device)
+
+
+def _stem(file: Path) -> str:
+    """The name of a data file without the suffixes that tell its format; `dev-v1.1` of `dev-v1.1.json.gz`."""
+    if file.is_dir():
+        return file.name
+    return Path(file.stem).stem if file.suffix == ".gz" else file.stem
 
 
 def _evaluate(config: Config, stems: list[str], world: World | None, device: torch.device) -> None:
@@ -86,6 +94,9 @@ def _evaluate(config: Config, stems: list[str], world: World | None, device: tor
             continue
         scores: dict[str, Any] = model.task.score(answers.predictions, examples)
         folder = (config.output or config.model / "evaluations") / stem
+        before = _file_of(folder)
+        if before is not None and before != str(file):
+            print(f"notice: {folder} held the scores of {before}; --output names another folder")
         folder.mkdir(parents=True, exist_ok=True)
         fine_tuned.write_predictions(answers.predictions, folder / "predictions.jsonl")
         details = model.task.details(answers.predictions, examples)
@@ -103,3 +114,11 @@ def _evaluate(config: Config, stems: list[str], world: World | None, device: tor
             print(f"  {label}: precision {row['precision']:.4f}, recall {row['recall']:.4f}, f1 {row['f1']:.4f}, "
                   f"{row['support']:,} examples")  # fmt: skip
         print(f"  written to {folder}")
+
+
+def _file_of(folder: Path) -> str | None:
+    """The file whose scores a folder holds; None: none."""
+    try:
+        return str(runtime.read_object(folder / "scores.json").get("file"))
+    except ValueError:
+        return None

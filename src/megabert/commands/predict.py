@@ -22,7 +22,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,9 @@ _PRETRAINED = ("fill-mask", "next-sentence")
 
 # Texts that are answered together; a long input is read and answered piece by piece.
 _TOGETHER = 512
+
+# Texts from which on a user waits long enough to be told what would be faster.
+_MANY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,7 @@ def _fine_tuned(config: Config) -> None:
         )
     if config.task in _PRETRAINED:
         raise ValueError(f"{config.task} of which model? Its path is missing")
+    _check_output(config, [config.input] if config.input else [])
     place = Path(config.task)
     find_model(place)
 
@@ -132,6 +136,19 @@ def _fine_tuned(config: Config) -> None:
 
     with joined(config, os.environ, config.device) as (world, device):
         _answer(config, place, world, device)
+
+
+def _check_output(config: Config, read: Sequence[Path]) -> None:
+    """Refuse an --output that cannot be written, or that is a file which is read."""
+    output = config.output
+    if output is None:
+        return
+    if output.is_dir():
+        raise ValueError(f"--output: {output} is a folder; a file is needed")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: there is no folder {output.parent}")
+    if any(output.exists() and file.exists() and output.samefile(file) for file in read):
+        raise ValueError(f"--output: {output} is a file that is read, and would be replaced; name another one")
 
 
 def _answer(config: Config, place: Path, world: World | None, device: torch.device) -> None:
@@ -152,12 +169,16 @@ def _answer(config: Config, place: Path, world: World | None, device: torch.devi
     )
     model.task = zero_shot.of(model.task, config)
     if config.input is not None:
+        _check_output(config, model.task.files(config.input))
         examples = model.task.examples(config.input, labelled=False)
     else:
         source = "--text" if config.text else "standard input"
         examples = model.task.asked(list(_typed(config)), source)
         if not examples:
             raise ValueError("there is no text: give --text, --input FILE, or lines on standard input")
+    if model.crew.leads and not config.bf16 and len(examples) >= _MANY and device.type == "cpu" and _computes_bf16():
+        print("note: this processor computes bfloat16 itself: --bf16 answers faster, with probabilities of about two "
+              "digits", file=sys.stderr, flush=True)  # fmt: skip
     predictions = model.answer(examples).predictions
     if not model.crew.leads:
         return
@@ -167,6 +188,13 @@ def _answer(config: Config, place: Path, world: World | None, device: torch.devi
         return
     for prediction in predictions:
         print(json.dumps(prediction, ensure_ascii=False) if config.json else model.task.shown(prediction))
+
+
+def _computes_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16, and need not widen it."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _typed(config: Config) -> Iterator[tuple[str, ...]]:

@@ -4,7 +4,8 @@
 
 * `sdpa`, the default: PyTorch's fused kernel. On a CPU it is this package's own matrix products in training, because
   PyTorch's kernel there is slow on the way back and leaves its fast path altogether once weights are dropped, and in
-  bfloat16, where it takes twice the time;
+  bfloat16, where it takes twice the time. On a GPU, in half precision, packed rows have no mask but borders: the kernel
+  then computes nothing between samples (`packed_attention`);
 * `eager`: everything written out; also used, whatever the name, for a call that asks for the attention weights;
 * any other name: the function that Transformers, or a user, registered under it.
 """
@@ -14,12 +15,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_flash_attn_2_available
 
-from megabert.models.cpu_attention import blocked_attention, blocked_context
+from megabert.models.cpu_attention import blocked_attention, blocked_context, headwise_context
+from megabert.models.cpu_linear import has_product
 from megabert.models.dropout import dropout, serves
+from megabert.models.masks import PackedRows
+from megabert.models.packed_attention import (
+    PackedKernel,
+    by_operator,
+    by_package,
+    by_varlen,
+    kernels_take,
+    packed_context,
+)
 
 SHORTEST_BLOCKED = 32
 """Queries from which on blocks are the faster way in bfloat16; below, starting each product costs more."""
+
+SHORTEST_HEADWISE = 128
+"""The same in float32, by the products of `cpu_linear`: head by head, so that starting costs more."""
 
 
 def eager_attention(
@@ -56,10 +71,24 @@ def fused_attention(
             return blocked_attention(query, key, value, mask, probability=probability, scaling=scaling)
         if query.dtype == torch.bfloat16 and query.shape[2] >= SHORTEST_BLOCKED:
             return blocked_context(query, key, value, mask, scaling=scaling)
+        if query.dtype == torch.float32 and query.shape[2] >= SHORTEST_HEADWISE and has_product(query.dtype):
+            return headwise_context(query, key, value, mask, scaling=scaling)
     context = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=probability, scale=scaling
     )
     return context.transpose(1, 2)
+
+
+def takes_borders(kernel: str, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether `attend` takes `masks.PackedRows` in place of a mask from the kernel of that name."""
+    return kernel == "sdpa" and kernels_take(device, dtype, head_width)
+
+
+def packed_kernel(probability: float, scaling: float, head_width: int) -> PackedKernel:
+    """The way to the packed kernel: the package if it is installed, else PyTorch's public one where that suffices."""
+    if is_flash_attn_2_available():
+        return by_package
+    return by_varlen if probability == 0.0 and scaling == head_width**-0.5 else by_operator
 
 
 def attend(
@@ -67,7 +96,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | PackedRows | None,
     *,
     kernel: str,
     probability: float,
@@ -79,7 +108,7 @@ def attend(
     Args:
         module: the attention module, handed to registered functions, which read `is_causal` from it.
         query, key, value: [batch, heads, seq, head_dim].
-        mask: in the form that the kernel takes (see `masks`).
+        mask: in the form that the kernel takes (see `masks`); packed rows with `sdpa` only.
         kernel: `sdpa`, `eager`, or a name in Transformers' registry.
         probability: of dropping an attention weight; 0 out of training.
         kwargs: for registered functions (`cu_seq_lens_q`, ...).
@@ -93,6 +122,11 @@ def attend(
     if kernel in ("sdpa", "eager"):
         if kwargs.get("cu_seq_lens_q") is not None:
             raise ValueError(f"cu_seq_lens_q has no meaning for attention kernel {kernel}; pass sample_ids instead")
+        if isinstance(mask, PackedRows):
+            chosen = packed_kernel(probability, scaling, query.shape[-1])
+            return packed_context(
+                chosen, query, key, value, borders=mask.borders, probability=probability, scaling=scaling
+            ), None
         if kernel == "eager":
             return eager_attention(query, key, value, mask, probability=probability, scaling=scaling)
         return fused_attention(query, key, value, mask, probability=probability, scaling=scaling), None

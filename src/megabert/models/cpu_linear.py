@@ -19,7 +19,7 @@ FEWEST_ROWS = 8
 
 
 @cache
-def _product_of(dtype: torch.dtype) -> bool:
+def has_product(dtype: torch.dtype) -> bool:
     """Whether this PyTorch, on this processor, has oneDNN's product for `dtype`."""
     operators = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_linear_pointwise"):
@@ -29,15 +29,15 @@ def _product_of(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left [..., k] times the transpose of right [n, k], plus bias [n]."""
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left [..., k] times the transpose of right [n, k], plus bias [n]; without a way back."""
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
     """left [m, k] times right [k, n]: on the way back, where there is no bias."""
     if left.dtype == torch.float32 and not torch.is_grad_enabled():
-        return _product(left, right.t())
+        return product(left, right.t())
     return torch.mm(left, right)
 
 
@@ -47,7 +47,7 @@ class BiasedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
         ctx.save_for_backward(input, weight)
-        return _product(input, weight, bias)
+        return product(input, weight, bias)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
@@ -77,14 +77,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or not (serves(input) and serves(weight) and serves(bias))
         or not input.dtype == weight.dtype == bias.dtype
         or input.numel() < FEWEST_ROWS * weight.shape[1]
-        or not _product_of(input.dtype)
+        or not has_product(input.dtype)
         or torch.is_autocast_enabled("cpu")
         or forward_ad._current_level >= 0  # of the two ways to differentiate, there is one back only
     ):
         return nn.functional.linear(input, weight, bias)
     if torch.is_grad_enabled():
         return BiasedProduct.apply(input, weight, bias)  # type: ignore[return-value]
-    return _product(input, weight, bias)
+    return product(input, weight, bias)
 
 
 class Linear(nn.Linear):

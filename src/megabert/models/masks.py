@@ -2,12 +2,14 @@
 
 The kernels of this package take an additive mask, [batch or 1, 1, query or 1, key], or None where everybody sees
 everybody. It holds the least finite number, not minus infinity, at forbidden places: a row in which everything is
-forbidden then gives the mean of the values, as in Transformers' eager mathematics, and never NaN.
+forbidden then gives the mean of the values, as in Transformers' eager mathematics, and never NaN. Kernels for
+packed rows take the borders of samples instead (`PackedRows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,13 +139,80 @@ def own_mask(
     return additive(allowed, dtype)
 
 
-def rows_of_mask(mask: Tensor | None, positions: Tensor) -> Tensor | None:
+def rows_of_mask(mask: Tensor | PackedRows | None, positions: Tensor) -> Tensor | None:
     """The rows of a mask [batch or 1, heads or 1, query or 1, key] at `positions` [batch, wanted] of the queries."""
+    if isinstance(mask, PackedRows):
+        return mask.mask_at(positions)
     if mask is None or mask.shape[2] == 1:
         return mask
     batch, key = positions.shape[0], mask.shape[3]
     chosen = positions[:, None, :, None].expand(-1, mask.shape[1], -1, key)
     return mask.expand(batch, -1, -1, -1).gather(2, chosen)
+
+
+class PackedRows(NamedTuple):
+    """Samples side by side, in place of a mask: attention stays inside each.
+
+    Attributes:
+        sample_ids: [batch, seq].
+        borders: int32 [samples + 1], as `packed_attention.packed_context` takes them; padding is a sample.
+        dtype: that attention computes in.
+    """
+
+    sample_ids: Tensor
+    borders: Tensor
+    dtype: torch.dtype
+
+    def mask_at(self, positions: Tensor) -> Tensor:
+        """The additive mask [batch, 1, wanted, seq] of queries at `positions` [batch, wanted]."""
+        asking = self.sample_ids.gather(1, positions)
+        return additive((asking[:, :, None] == self.sample_ids[:, None, :])[:, None], self.dtype)
+
+
+def packed_rows(sample_ids: Tensor, samples: int | None, *, dtype: torch.dtype) -> PackedRows | Tensor | None:
+    """The borders of the samples in `sample_ids` [batch, seq], found once for all layers.
+
+    Usually the host waits for the device once, to count the samples. It cannot while a graph is captured; the borders
+    are then made for `samples` in a row and padding, and the device itself ends a run with more of them, or with one
+    whose tokens do not stand together.
+
+    Args:
+        samples: the most in a row, padding left out; None: unknown.
+        dtype: that attention computes in.
+
+    Returns:
+        None where every row is one sample; an additive mask where the tokens of one do not stand together, or where the
+        number of samples is unknown and cannot be counted.
+    """
+    first = torch.ones_like(sample_ids, dtype=torch.bool)
+    first[:, 1:] = sample_ids[:, 1:] != sample_ids[:, :-1]
+    ordered = sample_ids.sort(dim=1).values
+    runs, different = first.sum(dim=1), (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1) + 1
+    together = (runs == different).all()
+    if not is_tracing(sample_ids):
+        whole, most = torch.stack([together.long(), runs.max()]).tolist()
+        if most == 1:
+            return None
+    else:
+        whole, most = samples is not None, (samples or 0) + 1
+        if whole:
+            fits = together & (runs <= most).all()
+            torch._assert_async(fits, "sample_ids: more samples than sample_starts, or one in pieces")
+    if not whole:
+        return additive(same_sample(sample_ids), dtype)
+    return PackedRows(sample_ids, _borders(first, most), dtype)
+
+
+def _borders(first: Tensor, most: int) -> Tensor:
+    """int32 [rows * most + 1]: the places in `first` [rows, seq], laid end to end, where it holds, then its size."""
+    count, size = first.shape[0] * most, first.numel()
+    flat = first.flatten()
+    number = flat.cumsum(0) - 1
+    borders = torch.full((count + 2,), size, dtype=torch.int32, device=first.device)
+    # What is no border is written behind the last one; so shapes do not depend on the samples.
+    target = torch.where(flat & (number < count), number, count + 1)
+    borders.scatter_(0, target, torch.arange(size, dtype=torch.int32, device=first.device))
+    return borders[:-1]
 
 
 def _within(sample_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

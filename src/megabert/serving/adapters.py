@@ -6,6 +6,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,10 @@ def adapted(model: PreTrainedModel, options: TuningOptions, base: str) -> PeftMo
         modules_to_save=_heads(model),
     )
     model.name_or_path = base
-    return get_peft_model(model, config)  # type: ignore[return-value]
+    with warnings.catch_warnings():
+        # PEFT asks Transformers by a name that this deprecates: nothing that a user could change.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 def _heads(model: PreTrainedModel) -> list[str]:

@@ -30,8 +30,14 @@ if TYPE_CHECKING:
     from megabert.training.distributed import World
     from megabert.training.team import Team
 
-MULTIPLE = 8
-"""Rows are padded to a multiple of this: kernels like it."""
+_GPU_MULTIPLE = 8
+"""A GPU's kernels want rows padded to a multiple of this; a processor takes any length as gladly."""
+
+
+def multiple_on(device: torch.device | None) -> int:
+    """What lengths of rows are a multiple of on a device; None: the processor."""
+    return 1 if device is None or device.type == "cpu" else _GPU_MULTIPLE
+
 
 Rates = Callable[[str], float]
 Prepare = Callable[[nn.Module], None]
@@ -87,7 +93,7 @@ class Solo:
         self.device = device
         self.share, self.data = (0, 1), 1
         self.keeps = self.leads = True
-        self.multiple, self.whole, self.stages = MULTIPLE, True, 1
+        self.multiple, self.whole, self.stages = multiple_on(device), True, 1
         self.described = ""
 
     def step(
@@ -125,7 +131,7 @@ class Together:
         self.share, self.data = (data, layout.data), layout.data
         self.keeps = tensor == 0 and pipeline == layout.pipeline - 1
         self.leads = world.rank == 0
-        self.multiple = math.lcm(MULTIPLE, layout.tensor)
+        self.multiple = math.lcm(multiple_on(device), layout.tensor)
         self.whole = layout.tensor == layout.pipeline == 1 and layout.sharding == "none"
         self.stages = layout.pipeline * layout.virtual
         self.described = f"{layout.world} processes: {layout}"

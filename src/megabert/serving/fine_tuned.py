@@ -19,6 +19,7 @@ from megabert.formats.checkpoint import KEPT_AS
 from megabert.formats.encoder import fill, open_encoder
 from megabert.formats.open import look, model_folder
 from megabert.models.auto import class_of
+from megabert.models.bert.packed import pack
 from megabert.parallel.options import ParallelOptions
 from megabert.serving.crew import Crew, Solo, crew_for
 from megabert.tasks import catalogue
@@ -76,7 +77,7 @@ class FineTuned:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        self.crew = crew or Solo()
+        self.crew = crew or Solo(model.device)
         self.engine = engine or self.crew.engine(model, task.objective)
 
     @classmethod
@@ -96,11 +97,13 @@ class FineTuned:
         task, model, tokenizer = _open_checkpoint(path) if foreign else _open_folder(path, dtype)
         model = model.to(dtype=dtype).eval()  # type: ignore[call-arg]
         here = torch.device(device)
-        crew: Crew = Solo()
+        crew: Crew = Solo(here)
         if parallel is not None:
             crew = crew_for(parallel, world, model.config, longest=task.max_seq_length, device=here)
-        # What many share is moved when it is cut.
-        return cls(task, model if world else model.to(here), tokenizer, batch_tokens=batch_tokens, crew=crew)
+        if world is None:
+            # What many share is moved when it is cut.
+            pack(model.to(here))  # type: ignore[arg-type]
+        return cls(task, model, tokenizer, batch_tokens=batch_tokens, crew=crew)
 
     def answer(self, examples: Sequence[Any], features: Sequence[Features] | None = None) -> Answers:
         """Predictions for examples; rows of about the same length go through the model together, each once.

@@ -17,6 +17,7 @@ from megabert.formats.checkpoints import open_checkpoint
 from megabert.formats.open import find_model
 from megabert.models.bert.config import settings
 from megabert.models.bert.language import MegatronBertForMaskedLM
+from megabert.models.bert.packed import pack
 from megabert.models.bert.pretraining import MegatronBertForNextSentencePrediction, MegatronBertForPreTraining
 from megabert.tasks.rows import by_length, enough_tokens
 from megabert.tokenization import opening
@@ -99,6 +100,7 @@ class Predictor:
         model, _ = huggingface.load(
             folder, MegatronBertForPreTraining if masks and pairs else chosen, dtype=dtype, device=device
         )
+        pack(model)
         return cls(model, opening.load(folder))
 
     @classmethod
@@ -119,7 +121,8 @@ class Predictor:
             for name, data in checkpoint.vocabulary.items():
                 (Path(folder) / Path(name).name).write_bytes(data)
             tokenizer = opening.load(Path(folder))
-        return cls(model.to(device), tokenizer)  # type: ignore[arg-type]
+        pack(model.to(device))  # type: ignore[arg-type]
+        return cls(model, tokenizer)
 
     @property
     def pair_meaning(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -240,8 +241,9 @@ def _batches(
         stack = padding(pad_id, multiple=crew.multiple, length=task.max_seq_length if crew.stages > 1 else 0)
     else:
         options = dataclasses.replace(options, batch_size=1, global_batch_size=_in_update(options, teaching, crew))
+        # Lengths decide what a batch holds: they must not depend on how many share the model.
         rows = BudgetedBatches(
-            train, tokens=teaching.batch_tokens, seed=options.seed, pad_id=pad_id, multiple=crew.multiple
+            train, tokens=teaching.batch_tokens, seed=options.seed, pad_id=pad_id, multiple=math.lcm(8, crew.multiple)
         )
         stack = only
     interval = options.eval_interval or -(-len(rows) // rows_of(options))

@@ -18,7 +18,7 @@ from megabert.tasks.sequence_classification import Regression, SequenceClassific
 class Columns(NamedTuple):
     """Columns of a file with labels, from 0 on: the texts, and the label (-1: the last one); their names in a header.
 
-    `width`: how many there are at least; MNLI's files have 12 or 15.
+    `width`: how many there are at least; `widest`: at most (MNLI's files have 12 or 15), 0: no more.
     """
 
     texts: tuple[int, ...]
@@ -26,6 +26,7 @@ class Columns(NamedTuple):
     width: int
     names: tuple[str, ...]
     label_name: str
+    widest: int = 0
 
 
 _NLI = ("contradiction", "entailment", "neutral")
@@ -49,7 +50,7 @@ ROWS: Mapping[str, Row] = {
     "mrpc": Row(Columns((3, 4), 0, 5, ("#1 String", "#2 String"), "Quality"), _BINARY, "accuracy_and_f1", "1"),
     "sts-b": Row(Columns((7, 8), -1, 10, _SENTENCES, "score"), (), "pearson_and_spearman"),
     "qqp": Row(Columns((3, 4), 5, 6, ("question1", "question2"), "is_duplicate"), _BINARY, "accuracy_and_f1", "1"),
-    "mnli": Row(Columns((8, 9), -1, 11, _SENTENCES, "gold_label"), _NLI, "accuracy"),
+    "mnli": Row(Columns((8, 9), -1, 11, _SENTENCES, "gold_label", 15), _NLI, "accuracy"),
     "qnli": Row(Columns((1, 2), -1, 4, ("question", "sentence"), "label"), _ENTAILMENT, "accuracy"),
     "rte": Row(Columns((1, 2), -1, 4, _SENTENCES, "label"), _ENTAILMENT, "accuracy"),
     "wnli": Row(Columns((1, 2), -1, 4, _SENTENCES, "label"), _BINARY, "accuracy"),
@@ -68,12 +69,12 @@ def _examples(path: Path, name: str, labelled: bool) -> list[TextExample]:
             width = len(cells)
             if set(columns.names) <= set(cells):
                 texts, at_label = _named(columns, cells)
-            elif width >= columns.width:
+            elif columns.width <= width <= max(columns.width, columns.widest):
                 texts, at_label = columns.texts, columns.label
             else:  # a file without labels: an index, then the texts
-                texts = range(width - len(columns.texts), width)
+                texts, at_label = range(width - len(columns.texts), width), None
             if (labelled and at_label is None) or texts[0] < 0:
-                more = " or more" if columns.label < 0 else ""
+                more = f" to {columns.widest}" if columns.widest else ""
                 raise ValueError(f"{place}: {width} columns between tabs, but {name}'s files with labels have "
                                  f"{columns.width}{more}, {columns.label_name} among them; `megabert predict` takes "
                                  "files without labels")  # fmt: skip

@@ -191,6 +191,23 @@ class PrecisionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AcceleratorOptions:
+    """What a GPU can do besides; a command that inherits this acts on it."""
+
+    cuda_graphs: bool = option(
+        False,
+        "start the forward and the backward pass with one call each, as CUDA graphs: for small batches, where the GPU "
+        "waits for the host; needs --pack and one process",
+        aliases=("enable-cuda-graph",),
+    )
+    fp8: bool = option(
+        False,
+        "with --bf16: products of the layers' matrices in 8-bit floating point, by torchao; needs an H100 or newer; "
+        "fast only with --compile",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Run folder, checkpoints and reports."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megabert.training.cuda_graphs import GraphedForward
 from megabert.training.engine import Alone, Engine, Exchange, LocalEngine
 from megabert.training.objective import Batch, Objective
 from megabert.training.optim import Rates, make_optimizer
@@ -162,6 +163,7 @@ def make_step(
     *,
     device: torch.device | None = None,
     rates: Rates = lambda _: 1.0,
+    cuda_graphs: bool = False,
 ) -> TrainingStep:
     """A step with the weights, optimizer and loss scale that the options ask for.
 
@@ -169,6 +171,7 @@ def make_step(
 
     Args:
         rates: of weights that learn faster or slower than others.
+        cuda_graphs: capture the forward and backward pass (`cuda_graphs.check_cuda_graphs` says when that can be).
 
     Raises:
         ValueError: options that exclude each other, or a model with nothing to train.
@@ -176,7 +179,12 @@ def make_step(
     place = device or next(model.parameters()).device
     model.to(place).train()
     weights = Weights(model, options)
-    engine = LocalEngine(model, objective.targets, place, forward=torch.compile(model) if options.compile else None)
+    forward = torch.compile(model) if options.compile else model
+    arm = None
+    if cuda_graphs:
+        forward = GraphedForward(model, forward, place)
+        arm = forward.arm
+    engine = LocalEngine(model, objective.targets, place, forward=forward, arm=arm)
     return TrainingStep(
         weights,
         objective,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from megabert import config as configuration
 from megabert.commands.finetune.parts import (
+    changed,
     check_length,
     examples_of,
     freeze,
@@ -25,7 +26,14 @@ from megabert.models.options import RecomputeOptions
 from megabert.parallel.options import ParallelOptions
 from megabert.serving.options import TuningOptions, check_tuning
 from megabert.tasks.options import TaskOptions, chosen
-from megabert.training.options import BatchOptions, OptimizerOptions, RunOptions, TrainingOptions, other_default
+from megabert.training.options import (
+    BatchOptions,
+    OptimizerOptions,
+    PrecisionOptions,
+    RunOptions,
+    TrainingOptions,
+    other_default,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +107,8 @@ class Config(TaskOptions, TrainingOptions, TuningOptions, RecomputeOptions, Para
         minimum=1,
     )  # fmt: skip
     lr: float = other_default(OptimizerOptions, "lr", 5e-5)
+    # Tables are only looked up here: a half copy of them would be rounded and widened again in each update for nothing.
+    fp32_embedding: bool = other_default(PrecisionOptions, "fp32_embedding", True)
     warmup: float = other_default(OptimizerOptions, "warmup", 0.1)
     log_interval: int = other_default(RunOptions, "log_interval", 50)
     eval_interval: int = option(
@@ -174,8 +184,10 @@ def _run_one(config: Config, folder: Path, world: World | None, device: torch.de
     from megabert.models.bert.recompute import recomputation_of, set_recomputation
     from megabert.serving.crew import crew_for
     from megabert.serving.tuning import Tuning
+    from megabert.training.resume import Checkpoints
 
-    if config.resume == "never" and any((folder / "checkpoints").glob("step-*")):
+    begun = bool(Checkpoints(folder / "checkpoints").steps())
+    if config.resume == "never" and begun:
         raise ValueError(f"--resume never: {folder} already holds checkpoints; choose another --save folder, or say "
                          "--resume auto to go on from them")  # fmt: skip
     # The examples first: what is wrong with them is told before a large checkpoint is read.
@@ -198,6 +210,7 @@ def _run_one(config: Config, folder: Path, world: World | None, device: torch.de
     recomputed = recomputation_of(config, model.config.num_hidden_layers // crew.stages)
 
     folder.mkdir(parents=True, exist_ok=True)
+    say(changed(config, folder) if begun else ())
     say(described(config, task, model, sets, crew))
     tuning = Tuning(
         task, model, tokenizer, sets["train"][1], sets.get("validation"), config, folder=folder, teaching=config,

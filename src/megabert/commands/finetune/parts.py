@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megabert import config as configuration
 from megabert.commands.finetune.results import say
 from megabert.tasks.options import chosen
+from megabert.training.options import BatchOptions, OptimizerOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -131,6 +134,21 @@ def freeze(config: Config, model: PreTrainedModel) -> None:
         frozen = []
     for module in frozen:
         module.requires_grad_(False)
+
+
+def changed(config: Config, folder: Path) -> Iterator[str]:
+    """Notices of what a run that goes on does otherwise than it began: its optimizer, its batches, its dropout."""
+    try:
+        before = configuration.load(type(config), folder / "run.toml")
+    except (ValueError, OSError):
+        return  # of another version, or not there: nothing is known of it
+    names = {field.name for options in (OptimizerOptions, BatchOptions) for field in dataclasses.fields(options)}
+    names |= {"class_weights", "hidden_dropout", "attention_dropout"}
+    for name in sorted(names - {"num_workers", "eval_batch_size"}):
+        there, here = getattr(before, name), getattr(config, name)
+        if there != here:
+            flag = configuration.flag_name(name)
+            yield f"notice: --{flag} is {here} from here on; the run in {folder} was begun with {there}"
 
 
 def identity_of(config: Config, task: Task, tokenizer: Tokenizer, readers: int) -> dict[str, str]:

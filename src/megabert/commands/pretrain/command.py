@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from megabert import config as configuration
 from megabert.commands.pretrain.beginning import foreign, weights_of, with_pretrained
-from megabert.commands.pretrain.parts import alone, bare_model, layout_for, together
+from megabert.commands.pretrain.parts import alone, bare_model, check_accelerator, layout_for, together
 from megabert.commands.pretrain.results import describe, export, test, whole_weights
 from megabert.commands.pretrain.rows import identity_of, indexed_data, named_data, stack_for, tokenizer_for
 from megabert.config import option
@@ -24,7 +24,7 @@ from megabert.models.options import ModelOptions, RecomputeOptions
 from megabert.parallel.options import ParallelOptions
 from megabert.tokenization.options import TokenizerOptions
 from megabert.training.former_flags import FormerFlags, check_former_flags
-from megabert.training.options import TrainingOptions
+from megabert.training.options import AcceleratorOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from megabert.tokenization.base import Tokenizer
@@ -35,7 +35,14 @@ SUMMARY = "train a Megatron BERT from text or indexed files"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(
-    TrainingOptions, DataOptions, TokenizerOptions, ModelOptions, RecomputeOptions, ParallelOptions, FormerFlags
+    TrainingOptions,
+    AcceleratorOptions,
+    DataOptions,
+    TokenizerOptions,
+    ModelOptions,
+    RecomputeOptions,
+    ParallelOptions,
+    FormerFlags,
 ):
     """The command."""
 
@@ -89,6 +96,7 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
 
     device = chosen_device(config.device, local_rank)
     check_kernel(config.attention_implementation, device, config.attention_dropout)
+    check_accelerator(config, device, world.size if world else 1)
     # A --load that is not there is said now, not after the text was tokenized.
     source = foreign(config)
     own = config if source is None else dataclasses.replace(config, load=None)

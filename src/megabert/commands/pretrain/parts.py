@@ -61,19 +61,44 @@ def bare_model(config: Config, tokenizer: Tokenizer) -> MegatronBertForPreTraini
 def alone(
     model: MegatronBertForPreTraining, config: Config, given: Given, *, device: torch.device
 ) -> tuple[PretrainingObjective, TrainingStep | None, Team | None]:
-    """What the trainer needs when this process has the whole model; the trainer makes its step itself.
+    """What the trainer needs when this process has the whole model; the trainer makes the usual step itself.
 
     Args:
         given: weights that are not drawn.
     """
     import torch
 
+    from megabert.models.bert import plan
     from megabert.models.losses import PretrainingObjective
     from megabert.parallel import weights
+    from megabert.training.fp8 import multiply_in_fp8
+    from megabert.training.step import make_step
 
     weights.fill(model, model._init_weights, seed=config.seed, device=device, given=given)
     torch.manual_seed(config.seed)
-    return PretrainingObjective(config.pairs), None, None
+    objective = PretrainingObjective(config.pairs)
+    if config.fp8:
+        multiply_in_fp8(model, plan.LAYER)
+    step = make_step(model, objective, config, device=device, cuda_graphs=True) if config.cuda_graphs else None
+    return objective, step, None
+
+
+def check_accelerator(config: Config, device: torch.device, processes: int) -> None:
+    """Refuse what is asked of a GPU where it cannot be, before any work is done.
+
+    Raises:
+        ValueError: --fp8 or --cuda-graphs cannot be here.
+    """
+    from megabert.models.bert.recompute import recomputation_of
+    from megabert.training.cuda_graphs import check_cuda_graphs
+    from megabert.training.fp8 import check_fp8
+
+    sizes = {"--hidden-size": config.hidden_size}
+    if config.intermediate_size:
+        sizes["--intermediate-size"] = config.intermediate_size
+    check_fp8(config, device, bf16=config.bf16, processes=processes, sizes=sizes)
+    recomputed = recomputation_of(config, config.num_layers) is not None
+    check_cuda_graphs(config, device, processes=processes, packed=config.pack, recomputed=recomputed)
 
 
 def together(

@@ -20,11 +20,12 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 
+from megabert.models.attention import takes_borders
 from megabert.models.bert.config import settings
 from megabert.models.bert.heads import MegatronBertLMPredictionHead
 from megabert.models.bert.layers import MegatronBertEmbeddings, MegatronBertPooler, OutputLinear, places
 from megabert.models.bert.stack import MegatronBertEncoder
-from megabert.models.masks import OWN_KERNELS, check_mask_shape, foreign_mask, own_mask
+from megabert.models.masks import OWN_KERNELS, check_mask_shape, foreign_mask, own_mask, packed_rows
 
 Opener = Callable[[Any, Mapping[str, Any]], tuple[MegatronBertConfig, dict[str, Tensor]] | None]
 """(path or name, keywords of `from_pretrained`) -> config and weights by Transformers' names; None: not one of its."""
@@ -139,11 +140,13 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
         encoder_hidden_states: Tensor | None,
         encoder_attention_mask: Tensor | None,
         sample_ids: Tensor | None,
+        sample_starts: Tensor | None,
         past_key_values: Cache | None,
         output_attentions: bool,
     ) -> tuple[Any, Any]:
         """The masks of self and cross attention, in the form of the kernel that this call will use."""
-        causal = bool(self.config.is_decoder)
+        config = self.config
+        causal = bool(config.is_decoder)
         queries = hidden.shape[1]
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         check_mask_shape("attention_mask", attention_mask, queries, past + queries)
@@ -151,10 +154,16 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
             check_mask_shape("encoder_attention_mask", encoder_attention_mask, queries, encoder_hidden_states.shape[1])
         if output_attentions or self.config._attn_implementation in OWN_KERNELS:
             dtype, device = self._compute_dtype(hidden.device), hidden.device
-            mask = own_mask(
-                attention_mask, sample_ids, query_length=queries, past_length=past, causal=causal,
-                dtype=dtype, device=device,
-            )  # fmt: skip
+            kernel, width = config._attn_implementation or "sdpa", config.hidden_size // config.num_attention_heads
+            alone = attention_mask is None and not (past or causal or output_attentions)
+            if sample_ids is not None and alone and takes_borders(kernel, device, dtype, width):
+                most = None if sample_starts is None else sample_starts.shape[1]
+                mask = packed_rows(sample_ids, most, dtype=dtype)
+            else:
+                mask = own_mask(
+                    attention_mask, sample_ids, query_length=queries, past_length=past, causal=causal,
+                    dtype=dtype, device=device,
+                )  # fmt: skip
             cross = own_mask(
                 encoder_attention_mask, None, query_length=queries, past_length=0, causal=False,
                 dtype=dtype, device=device,
@@ -219,8 +228,8 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
         whole = output_attentions or states_wanted or use_cache
         positions = None if whole else self._positions(sample_starts, wanted_positions)
         mask, cross_mask = self._masks(
-            hidden, attention_mask, encoder_hidden_states, encoder_attention_mask, sample_ids, past_key_values,
-            output_attentions,
+            hidden, attention_mask, encoder_hidden_states, encoder_attention_mask, sample_ids, sample_starts,
+            past_key_values, output_attentions,
         )  # fmt: skip
         encoded = self.encoder(
             hidden, mask, encoder_hidden_states, cross_mask, past_key_values, use_cache, output_attentions,
