@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from megabert.models import cpu_linear
 from megabert.models.cpu_linear import Linear, linear
 
-FITS = cpu_linear._product_of(torch.float32)
+FITS = cpu_linear.has_product(torch.float32)
 
 
 @pytest.fixture
 def products(monkeypatch) -> list[torch.Size]:
     """Shapes of the inputs that went into oneDNN's product."""
     seen = []
-    product = cpu_linear._product
+    product = cpu_linear.product
 
     def counted(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
         seen.append(left.shape)
         return product(left, right, bias)
 
-    monkeypatch.setattr(cpu_linear, "_product", counted)
+    monkeypatch.setattr(cpu_linear, "product", counted)
     return seen
 
 
@@ -36,7 +36,7 @@ def arguments(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tenso
 def test_result_and_gradients_are_those_of_pytorch(dtype, tolerance, products):
     given = arguments(dtype)
     found, wanted = linear(*given), nn.functional.linear(*given)
-    assert bool(products) == cpu_linear._product_of(dtype)
+    assert bool(products) == cpu_linear.has_product(dtype)
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     upper = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
     for own, other in zip(
