@@ -30,9 +30,10 @@ MEANINGS: Mapping[str, str] = {
     "NoAns_f1": "The same as NoAns_exact.",
     "NoAns_total": "How many questions have no answer.",
     "best_exact": "`exact` with the null threshold that is best for it on these questions.",
-    "best_exact_thresh": "That threshold.",
+    "best_exact_thresh": "That threshold; 0 where it is best to answer nothing, as in the official script.",
     "best_f1": "`f1` with the null threshold that is best for it on these questions.",
-    "best_f1_thresh": "That threshold.",
+    "best_f1_thresh": "That threshold; 0 where it is best to answer nothing, as in the official script (the model then "
+    "keeps one below all scores).",
     "nemo_precision": "As NeMo 1.x logged it: of classes micro-averaged, which is the accuracy; of words' labels the "
     "mean over all labels, O among them.",
     "nemo_recall": "As NeMo 1.x logged it, see nemo_precision.",

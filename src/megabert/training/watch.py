@@ -23,6 +23,8 @@ from typing import Any
 
 BEAT_SECONDS = 2.0
 GATHERING_SECONDS = 0.05
+COMMON_SECONDS = 1.0
+"""What one rank finds wrong in flags or files the others often find too, a little later on a busy machine."""
 CAUSE_SECONDS = 5.0
 STATUS_OF_LOSS = 1
 _LONGEST_LINE = 1 << 16
@@ -183,9 +185,12 @@ class Hub:
         """Whether it is time to speak: bad news come in a bunch, and the cause may come after what it caused."""
         assert self._first is not None
         waited = time.monotonic() - self._first
-        causes = self._lost or any(failure.cause for failure in self._failures.values())
-        everybody = len(self._lost) + len(self._failures) >= self.size
-        return everybody or waited >= (GATHERING_SECONDS if causes else CAUSE_SECONDS)
+        if len(self._lost) + len(self._failures) >= self.size:
+            return True
+        if self._lost:
+            return waited >= GATHERING_SECONDS
+        caused = any(failure.cause for failure in self._failures.values())
+        return waited >= (COMMON_SECONDS if caused else CAUSE_SECONDS)
 
     def _end(self) -> None:
         line, status = self._verdict()
