@@ -316,6 +316,9 @@ def test_the_sign_between_cells_may_be_told(tmp_path):
     assert not list(later)
     path.with_suffix(".tsv").write_text("a\ttext\n1\tOne | two\n")
     assert [item.text for item in files.read_documents(path.with_suffix(".tsv"), delimiter="|")] == ["One | two"]
+    path.rename(path.with_suffix(".psv"))
+    with pytest.raises(ValueError, match=r"\.psv would be read as plain text: give a table a name in \.csv"):
+        list(files.read_documents(path.with_suffix(".psv"), delimiter="|"))
     for sign in ("", "::", '"', "\n", "é"):
         with pytest.raises(ValueError, match=r"--delim: .* one ASCII character"):
             tables.checked_delimiter(sign)

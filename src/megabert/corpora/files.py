@@ -249,9 +249,14 @@ def raw_chunks(
         delimiter: what stands between the cells of CSV; empty: found from a table's first line.
 
     Raises:
-        ValueError: as `detect`; a packed file that is damaged or cut short.
+        ValueError: as `detect`; plain text, and a delimiter is given; a packed file that is damaged or cut short.
     """
     kind = detect(path, loose_json, text_layout)
+    if delimiter and kind in _LAYOUTS.values():
+        raise ValueError(
+            f"--delim stands between the cells of tables, but {path} would be read as plain text: give a table a name "
+            "in .csv, or leave --delim out"
+        )
     with unpacking(path), open_bytes(path, any_content=kind in ("lazy", "parquet")) as file:
         if kind == "lazy":
             yield from _cut_lazy(file, path, chunk_bytes, start_offset)
