@@ -91,8 +91,9 @@ class TokenizeOptions:
         "also those that are alike; PREFIX.duplicates.txt lists them",
     )  # fmt: skip
     dedup_similarity: float = option(
-        0.8, "share of their runs of five words that documents have in common to count as alike, for --dedup minhash",
-        minimum=0.3, maximum=1, example="0.7",
+        0.8, "share of their runs of five words that documents have in common to count as alike, for --dedup minhash, "
+        "which estimates it to about 0.05; for equal documents there is --dedup exact",
+        minimum=0.3, maximum=0.95, example="0.7",
     )  # fmt: skip
     log_interval: float = option(5, "seconds between two lines of progress (0: none)", minimum=0, example="30")
     dataset_impl: str = option("mmap", "accepted from preprocess_data.py; mmap is what is written", hidden=True)
