@@ -324,6 +324,19 @@ def test_the_sign_between_cells_may_be_told(tmp_path):
             tables.checked_delimiter(sign)
 
 
+def test_joined_files_of_which_each_begins_with_a_mark(tmp_path):
+    path = tmp_path / "joined.jsonl"
+    path.write_text("".join(f'\ufeff{{"text": "{word}."}}\n' for word in ("One", "Two")), encoding="utf-8")
+    assert [item.text for item in files.read_documents(path) if isinstance(item, Document)] == ["One.", "Two."]
+
+
+def test_a_table_with_two_columns_of_the_texts_name_is_refused(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("text,text\nOne.,Two.\n")
+    with pytest.raises(ValueError, match=r"twice\.csv: the first line names the column text 2 times"):
+        list(files.read_documents(path))
+
+
 cells = st.text(alphabet='ab",\n\r é', min_size=1).filter(str.strip)
 
 

@@ -235,7 +235,8 @@ def _read_json(record: bytes, text_key: str, line: int) -> Document:
 
 def _decode(record: bytes) -> Any:
     try:
-        return json.loads(record.decode())
+        # Files that each begin with the mark are joined at times.
+        return json.loads(record.removeprefix(BYTE_ORDER_MARK).decode())
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} (character {error.pos + 1} of what must be one object)") from None
     except RecursionError:
@@ -309,6 +310,8 @@ def _read_table(chunk: Chunk, text_key: str) -> list[Document | BadLine]:
         columns = tables.columns(chunk.header.removeprefix(BYTE_ORDER_MARK), chunk.delimiter, quoted=quoted)
     except UnicodeDecodeError:
         return [BadLine(chunk.path, 1, "is not UTF-8; the names of the columns stand there")]
+    if columns.count(text_key) > 1:
+        raise ValueError(f"{chunk.path}: the first line names the column {text_key} {columns.count(text_key)} times")
     items: list[Document | BadLine] = []
     try:
         rows = tables.rows(chunk.data, chunk.delimiter, quoted=quoted)
