@@ -37,6 +37,14 @@ def test_merged_data_is_what_one_run_would_have_written(tmp_path, monkeypatch):
         assert (tmp_path / f"joined{suffix}").read_bytes() == whole.with_name(f"whole{suffix}").read_bytes()
 
 
+def test_data_without_sentences_beside_data_with_them_is_told(tmp_path, capsys):
+    one, two = write(tmp_path / "a", FIRST), write(tmp_path / "b", [[[8]], [[9]]])
+    joining.merge([one, two], tmp_path / "joined")
+    assert f"note: {two} has one sentence a document" in capsys.readouterr().out
+    joining.merge([two, two], tmp_path / "same")
+    assert "note" not in capsys.readouterr().out
+
+
 def test_a_merge_that_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(joining, "_COPIED_AT_ONCE", 1)
     monkeypatch.setattr(joining, "_TOKENS_BETWEEN_CHECKPOINTS", 1)

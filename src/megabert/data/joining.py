@@ -32,6 +32,9 @@ def merge(sources: Sequence[Path], target: Path, *, say: Callable[[str], None] =
         raise ValueError(f"{first} and {second} were made by different tokenizers: their ids mean different words")
     if any(data.prefix.resolve() == target.resolve() for data in opened):
         raise ValueError(f"--output {target} is one of the data sets to merge; give another name")
+    whole = [data.prefix for data in opened if len(data) == data.num_documents]
+    if whole and len(whole) < len(opened):
+        say(f"note: {whole[0]} has one sentence a document, others have more: it gives no pairs of sentences")
     _write(target, [(data, 0, data.num_documents) for data in opened], next(iter(known), ""), say)
 
 
