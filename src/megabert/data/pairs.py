@@ -7,6 +7,8 @@ The map is a list of (first sentence, one past the last, most tokens), in the or
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from megabert.data import sample_loops, sample_walk
@@ -106,6 +108,18 @@ def build_sample_map(
         if shuffle:
             sample_loops.shuffle(rows, draws_64(seed + 1, len(rows) - 1))
         return rows
+    rows = _walked(
+        documents, firsts, lasts, sizes, usable, dtype, length=length, every=every, seed=seed,
+        least_sentences=least_sentences, num_samples=num_samples,
+    )  # fmt: skip
+    return rows[_shuffled_order(len(rows), seed + 1)] if shuffle else rows
+
+
+def _walked(
+    documents: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, sizes: np.ndarray, usable: np.ndarray,
+    dtype: type[np.unsignedinteger], **numbers: Any,
+) -> np.ndarray:  # fmt: skip
+    """`sample_loops.walk` in numpy, by `sample_walk.walk` (which `numbers` are for)."""
     # Usable documents are laid back to back, so that the walk never jumps.
     ends = np.cumsum(lasts - firsts)
     shifts = lasts - ends
@@ -114,15 +128,13 @@ def build_sample_map(
     if not usable.all():
         kept = kept[np.repeat(usable, np.diff(documents))]
     np.cumsum(kept, dtype=np.int64, out=totals[1:])
-    begun, ended, targets = sample_walk.walk(
-        totals, ends, length=length, every=every, seed=seed, least_sentences=least_sentences, num_samples=num_samples
-    )
+    begun, ended, targets = sample_walk.walk(totals, ends, **numbers)
     moved = shifts[np.searchsorted(ends, begun, "right")]
     rows = np.empty((len(begun), 3), dtype)
     rows[:, 0] = begun + moved
     rows[:, 1] = ended + moved
     rows[:, 2] = targets
-    return rows[_shuffled_order(len(rows), seed + 1)] if shuffle else rows
+    return rows
 
 
 def _shuffled_order(count: int, seed: int) -> np.ndarray:

@@ -29,9 +29,13 @@ def has_product(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left [..., k] times the transpose of right [n, k], plus bias [n]; without a way back."""
-    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """left [..., k] times the transpose of right [n, k], plus bias [n]; without a way back.
+
+    Args:
+        activation: what follows the product, by oneDNN's name: "none" or "gelu" (the exact one).
+    """
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, activation, [], "none")
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:

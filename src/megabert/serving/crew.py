@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from megabert.training.distributed import World
     from megabert.training.team import Team
 
-_GPU_MULTIPLE = 8
+GPU_MULTIPLE = 8
 """A GPU's kernels want rows padded to a multiple of this; a processor takes any length as gladly."""
 
 
 def multiple_on(device: torch.device | None) -> int:
     """What lengths of rows are a multiple of on a device; None: the processor."""
-    return 1 if device is None or device.type == "cpu" else _GPU_MULTIPLE
+    return 1 if device is None or device.type == "cpu" else GPU_MULTIPLE
 
 
 Rates = Callable[[str], float]

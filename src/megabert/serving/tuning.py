@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from megabert.formats import huggingface
 from megabert.models.bert import plan
 from megabert.serving.adapters import adapted, write_adapter
-from megabert.serving.crew import Crew, Solo
+from megabert.serving.crew import GPU_MULTIPLE, Crew, Solo
 from megabert.serving.fine_tuned import KEPT_AS, FineTuned, shown_scores
 from megabert.serving.options import TuningOptions
 from megabert.tasks import catalogue
@@ -243,7 +243,11 @@ def _batches(
         options = dataclasses.replace(options, batch_size=1, global_batch_size=_in_update(options, teaching, crew))
         # Lengths decide what a batch holds: they must not depend on how many share the model.
         rows = BudgetedBatches(
-            train, tokens=teaching.batch_tokens, seed=options.seed, pad_id=pad_id, multiple=math.lcm(8, crew.multiple)
+            train,
+            tokens=teaching.batch_tokens,
+            seed=options.seed,
+            pad_id=pad_id,
+            multiple=math.lcm(GPU_MULTIPLE, crew.multiple),
         )
         stack = only
     interval = options.eval_interval or -(-len(rows) // rows_of(options))

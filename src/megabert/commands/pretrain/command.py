@@ -27,6 +27,7 @@ from megabert.training.former_flags import FormerFlags, check_former_flags
 from megabert.training.options import AcceleratorOptions, TrainingOptions
 
 if TYPE_CHECKING:
+    from megabert.data.blend import DataSets, Source
     from megabert.tokenization.base import Tokenizer
     from megabert.training.distributed import World
 
@@ -103,13 +104,7 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
     checkpoints = resume.Checkpoints(folder / "checkpoints")
     resume.beginning(checkpoints, own.load, say=lambda _: None)
 
-    cache = config.data_cache_path or folder.parent / "cache"
-    with world.first() if world else nullcontext():
-        named = named_data(config, cache)
-        tokenizer = tokenizer_for(config, named["train_data"], folder)
-        sources, sets = indexed_data(config, named, tokenizer, cache)
-        if world is not None and world.rank == 0 and not (folder / "tokenizer").exists():
-            tokenizer.save(folder / "tokenizer")  # where the others look before they train one
+    tokenizer, sources, sets = _data(config, folder, world)
     identity = identity_of(config, tokenizer, sources)
     if world is not None:
         from megabert.training.distributed import agree_to_start
@@ -133,6 +128,18 @@ def _train(config: Config, world: World | None, local_rank: int = 0) -> None:
         test(trainer, sets, sources, config, folder)
     if trainer.team.leads:
         export(model, whole_weights(trainer, world), tokenizer, config.pairs != "none", folder)
+
+
+def _data(config: Config, folder: Path, world: World | None) -> tuple[Tokenizer, dict[str, list[Source]], DataSets]:
+    """The tokenizer and the indexed data; rank 0 makes what is not there while the others wait."""
+    cache = config.data_cache_path or folder.parent / "cache"
+    with world.first() if world else nullcontext():
+        named = named_data(config, cache)
+        tokenizer = tokenizer_for(config, named["train_data"], folder)
+        sources, sets = indexed_data(config, named, tokenizer, cache)
+        if world is not None and world.rank == 0 and not (folder / "tokenizer").exists():
+            tokenizer.save(folder / "tokenizer")  # where the others look before they train one
+    return tokenizer, sources, sets
 
 
 def _write_settings(config: Config, tokenizer: Tokenizer, folder: Path) -> None:

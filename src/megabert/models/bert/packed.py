@@ -12,14 +12,14 @@ from torch.nn import functional
 from transformers.activations import GELUActivation
 
 from megabert.models.bert.layers import MegatronBertIntermediate
-from megabert.models.cpu_linear import Linear, has_product
+from megabert.models.cpu_linear import Linear, has_product, product
 
 
 class PackedLinear(nn.Module):
     """The product of a `Linear` whose weight does not change any more; it has no parameters and no way back.
 
     Args:
-        activation: what follows the product, by oneDNN's name: "none" or "gelu" (the exact one).
+        activation: as for `cpu_linear.product`.
     """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
         """[..., in] -> [..., out]."""
         if not input.numel():
             return input.new_empty(*input.shape[:-1], self.out_features)
-        return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, self.activation, [], "none")
+        return product(input, self.packed, self.bias, self.activation)
 
 
 def pack(model: nn.Module) -> None:
