@@ -108,7 +108,10 @@ class Number:
 
 
 class Ends:
-    """Start and end of a span: the mean of both cross entropies, as in BERT's SQuAD."""
+    """Start and end of a span: the mean of both cross entropies, as in BERT's SQuAD.
+
+    Padding can be neither end. Else the loss of a row would depend on how long the others of its batch are.
+    """
 
     def __init__(self) -> None:
         self.targets = frozenset({"start_positions", "end_positions"})
@@ -119,15 +122,24 @@ class Ends:
 
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Summed mean of both ends' cross entropy."""
-        start = summed_cross_entropy(outputs.start_logits, batch["start_positions"])
-        end = summed_cross_entropy(outputs.end_logits, batch["end_positions"])
+        starts, ends = self._scores(outputs, batch)
+        start = summed_cross_entropy(starts, batch["start_positions"])
+        end = summed_cross_entropy(ends, batch["end_positions"])
         return {"span": (start + end) / 2}
 
     @torch.no_grad()
     def hits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """How many windows have both ends right."""
-        start = outputs.start_logits.argmax(-1) == batch["start_positions"]
-        return {"span": (start & (outputs.end_logits.argmax(-1) == batch["end_positions"])).sum()}
+        starts, ends = self._scores(outputs, batch)
+        right = (starts.argmax(-1) == batch["start_positions"]) & (ends.argmax(-1) == batch["end_positions"])
+        return {"span": right.sum()}
+
+    def _scores(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of both ends, float32 [batch, seq], the least number at padding."""
+        padding = batch["attention_mask"] == 0
+        logits = outputs.start_logits.float(), outputs.end_logits.float()
+        starts, ends = (one.masked_fill(padding, torch.finfo(one.dtype).min) for one in logits)
+        return starts, ends
 
 
 class Together:
