@@ -123,9 +123,7 @@ def _chemprot(source: Path, case: Callable[[str], str]) -> dict[str, list[str]]:
     files = {}
     for part, name in _CHEMPROT.items():
         read = RelationExtraction().examples(source / name)
-        files[f"{part}.tsv"] = [
-            f"{case(one.text)}\t{numbers.setdefault(str(one.label), len(numbers))}" for one in read
-        ]
+        files[f"{part}.tsv"] = [f"{case(one.text)}\t{numbers.setdefault(str(one.label), len(numbers))}" for one in read]
     return {**files, "label_mapping.tsv": [f"{label}\t{number}" for label, number in numbers.items()]}
 
 
@@ -152,8 +150,12 @@ def _utterances(source: Path, case: Callable[[str], str]) -> dict[str, list[str]
 
 
 def _get_squad(arguments: Sequence[str]) -> None:
-    raise ValueError("get_squad: nothing is downloaded here; " + "; ".join(
-        f"curl -LO {_SQUAD}/{part}-v{version}.json" for version in ("1.1", "2.0") for part in ("train", "dev")))
+    raise ValueError(
+        "get_squad: nothing is downloaded here; "
+        + "; ".join(
+            f"curl -LO {_SQUAD}/{part}-v{version}.json" for version in ("1.1", "2.0") for part in ("train", "dev")
+        )
+    )
 
 
 def _get_tatoeba(arguments: Sequence[str]) -> None:
