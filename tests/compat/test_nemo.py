@@ -289,6 +289,12 @@ def test_models_for_what_people_say(place, capsys):
     assert config.data_desc.slot_labels == ["O", "B-place"] and again.taught.model.config.head_parts == [2, 2]
     assert again.taught.task.label_pieces == "all"  # NeMo's ignore_extra_tokens is false
     assert "intent_share = 0.6" in Path("intent_slot_classification/run.toml").read_text()
+    again.export("intents.ts")
+    rows = [torch.tensor([[2, 12, 9, 3]]), torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)]
+    of_intents, of_slots = torch.jit.load("intents.ts")(*rows)
+    assert of_intents.shape == (1, 2) and of_slots.shape == (1, 4, 2)
+    with pytest.raises(ValueError, match="nothing to export"):
+        pl.IntentSlotClassificationModel({}).export("intents.onnx")
 
     taught("punctuation_capitalization_train", *run)
     model = pl.PunctuationCapitalizationModel.restore_from("punctuation_capitalization_train/model")
@@ -315,6 +321,12 @@ def test_models_for_what_people_say(place, capsys):
     assert model.taught.task.name == "glue"
     with pytest.raises(ValueError, match="numbers from 0 to 2"):
         model.predict("it", "good,bad", entailment_idx=3)
+    capsys.readouterr()
+    asked = ["zero_shot_intent_infer", "model.infer_samples=['it was good','bad']", "model.infer_labels=[good,bad]"]
+    assert main([*asked, "pretrained_model=zero_shot_intent_train/model"]) == 0
+    said = capsys.readouterr().out
+    assert said.count('"sentence": ') == 2 and '"sentence": "it was good"' in said
+    assert main(asked) == 2 and "pretrained_model is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("layout", "tensor", "rows"), [([], 2, 24), (["model.tensor_model_parallel_size=1"], 1, 48)])

@@ -125,6 +125,9 @@ def test_an_answer_that_no_window_holds_is_told(tokenizer, write):
         task.features(examples, tokenizer)
     with pytest.raises(ValueError, match="--doc-stride 100 leaves out text"):
         QuestionAnswering(max_seq_length=20, doc_stride=100).features(examples, tokenizer)
+    for empty in ("", "\u200b"):
+        with pytest.raises(ValueError, match="--text: the text .* holds nothing to answer with"):
+            task.features(task.asked([("the city?", empty)], "--text"), tokenizer)
 
 
 def test_lines_and_typed_questions(tokenizer, write):

@@ -22,6 +22,8 @@ INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 SUFFIXES = (".onnx", ".ts", ".pt")
 OPSET = 17
 """Of ONNX, since 2022: LayerNorm is one operator."""
+_OPSETS = range(14, 19)
+"""Versions whose operators suffice: below, attention cannot be written."""
 
 _TOLERANCE = 1e-3
 _LARGEST = 2**31
@@ -116,6 +118,8 @@ def _write_onnx(module: Exported, content: io.BytesIO, opset: int) -> None:
         import onnx  # noqa: F401  # PyTorch asks for it at the end
     except ImportError:
         raise ValueError("a .onnx file needs the package onnx: pip install 'megabert[onnx]'") from None
+    if opset not in _OPSETS:
+        raise ValueError(f"version {opset} of ONNX's operators is not written; {_OPSETS[0]} to {_OPSETS[-1]} are")
     size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
     if size >= _LARGEST:
         raise ValueError(f"the model has {size / 2**30:.1f} GiB, and a .onnx file at most 2: write .ts")

@@ -156,6 +156,8 @@ class QuestionAnswering(Task):
         made: list[Features] = []
         for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
             ids, offsets = encoded[id(example.paragraph)]
+            if not ids:
+                raise ValueError(f"{example.place}: the text {example.context[:40]!r} holds nothing to answer with")
             made.extend(self._windows(number, example, question[: self.max_query_length], ids, offsets, tokenizer))
         return made
 

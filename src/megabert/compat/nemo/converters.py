@@ -54,8 +54,8 @@ def _iob(arguments: Sequence[str]) -> None:
     if found.max_length == 0 or found.max_length < -1:
         raise ValueError(f"--max_length {found.max_length}: -1 (sentences stay whole) or more than 0 is needed")
     sentences = [(one.words, one.tags) for one in word_files.read(found.data_file, labelled=True)]
-    if not sentences:
-        raise ValueError(f"{found.data_file} holds no sentence")
+    if not any(tags for _, tags in sentences):
+        raise ValueError(f"{found.data_file} holds no words with labels")
     parts = [part for words, tags in sentences for part in _parts(words, tags, found.max_length)]
     _write_words(found.data_file.parent, found.data_file.stem, parts)
 
