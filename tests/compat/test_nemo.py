@@ -105,7 +105,9 @@ def test_the_command_of_2020(place, capsys):
              "--do_lower_case", "--num_gpus", "0"]  # fmt: skip
     files = ["--train_file", str(place / "squad.json"), "--eval_file", str(place / "squad.json")]
     short = ["--max_seq_length", "40", "--doc_stride", "8"]
-    assert main(["question_answering_squad", *files, *flags, *short]) == 0, capsys.readouterr().err
+    # As `python -m torch.distributed.launch` calls it.
+    given = ["--local-rank=0", *files, *flags, *short]
+    assert main(given, "question_answering_squad") == 0, capsys.readouterr().err
     told = (Path("output_squad") / "run.toml").read_text().splitlines()
     for line in ("batch_size = 8", "epochs = 2", 'lr_decay_style = "linear"', "eval_interval = 500", "lr = 3e-05",
                  "clip_grad = 0.0", "log_interval = 100", "fp16 = false"):  # fmt: skip

@@ -24,7 +24,7 @@ def answers(path, rows):
     if path.suffix != ".onnx":
         return [one.detach() for one in torch.jit.load(path)(*rows)]
     inputs = {name: row.numpy() for name, row in zip(export.INPUTS, rows, strict=True)}
-    return [torch.from_numpy(one) for one in reference.ReferenceEvaluator(path).run(None, inputs)]
+    return [torch.from_numpy(one) for one in reference.ReferenceEvaluator(str(path)).run(None, inputs)]
 
 
 CASES = {

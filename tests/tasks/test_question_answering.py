@@ -126,7 +126,7 @@ def test_an_answer_that_no_window_holds_is_told(tokenizer, write):
     with pytest.raises(ValueError, match="--doc-stride 100 leaves out text"):
         QuestionAnswering(max_seq_length=20, doc_stride=100).features(examples, tokenizer)
     for empty in ("", "\u200b"):
-        with pytest.raises(ValueError, match="--text: the text .* holds nothing to answer with"):
+        with pytest.raises(ValueError, match=r"--text: the text .* holds nothing to answer with"):
             task.features(task.asked([("the city?", empty)], "--text"), tokenizer)
 
 

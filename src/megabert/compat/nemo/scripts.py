@@ -10,6 +10,7 @@ of a script with their defaults.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from megabert.compat.nemo.translate import said
 from megabert.config import nearest
 
 _FIRST_QUESTIONS = 5
+_OF_LAUNCHER = re.compile(r"--local[-_]rank=\d+")
 _CONFIGS = {"question_answering_squad_config", "text_classification_config", "token_classification_config",
             "glue_benchmark_config", "intent_slot_classification_config", "punctuation_capitalization_config",
             "zero_shot_intent_config"}  # fmt: skip
@@ -153,7 +155,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> i
     Args:
         script: which one; None: the first argument says it.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    # The launcher of 2020 hands over what the environment says as well.
+    given = [one for one in (sys.argv[1:] if arguments is None else arguments) if not _OF_LAUNCHER.fullmatch(one)]
     return cli.to_the_end(lambda: _guarded(given, script))
 
 
