@@ -14,8 +14,8 @@ class TaskOptions:
     """The task. What is left out is the task's own choice; what does not belong to the task is refused."""
 
     labels: tuple[str, ...] = option(
-        (), "the labels, in the order of their numbers (one value may hold several with commas between them); left out, "
-        "those of the training file in order; for words' labels also the name of a --scheme, such as iob2",
+        (), "the labels, in the order of their numbers (one value may hold several with commas between them); left "
+        "out, those of the training file in order; for words' labels also the name of a --scheme, such as iob2",
         example="negative positive",
     )  # fmt: skip
     max_seq_length: int | None = option(
