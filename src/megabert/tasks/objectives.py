@@ -12,6 +12,9 @@ from megabert.models.losses import IGNORED, counted, summed_cross_entropy
 
 Batch = Mapping[str, Tensor]
 
+NUMBER = "number"
+"""The term of `Number`: a squared error, where the others are cross entropies."""
+
 
 class TaskObjective(Protocol):
     """As training's objective; `targets` are the batch keys that are labels."""
@@ -94,17 +97,17 @@ class Number:
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many numbers there are."""
-        return {"number": torch.tensor(batch["labels"].numel())}
+        return {NUMBER: torch.tensor(batch["labels"].numel())}
 
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Summed squared error."""
         difference = outputs.logits.squeeze(-1).float() - batch["labels"].float()
-        return {"number": difference.square().sum()}
+        return {NUMBER: difference.square().sum()}
 
     @torch.no_grad()
     def hits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """How many answers are less than 0.5 off."""
-        return {"number": ((outputs.logits.squeeze(-1) - batch["labels"]).abs() < 0.5).sum()}
+        return {NUMBER: ((outputs.logits.squeeze(-1) - batch["labels"]).abs() < 0.5).sum()}
 
 
 class Ends:
