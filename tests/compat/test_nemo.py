@@ -193,6 +193,7 @@ def test_what_is_wrong_is_one_line(place, capsys):
     fails("names a family without weights", *good[:1], *good[2:], "trainer.precision=32")
     fails("there is no file or folder gone.pt", *good, "model.language_model.lm_checkpoint=gone.pt")
     fails("model.train_ds.file is missing", *encoder(place))
+    fails("model.validation_ds.file is empty", *good, "model.validation_ds.file=")
     fails("NovoGrad is not here", *good, "model.optim.name=NovoGrad")
     fails("Trainer has no setting 'fast_dev_run'", *good, "+trainer.fast_dev_run=true")
     fails('model.dataset.colour="blue" has no counterpart here', *good, "+model.dataset.colour=blue")

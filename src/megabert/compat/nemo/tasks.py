@@ -58,6 +58,8 @@ def _files(tree: Settings, file_of: Callable[[Settings, str], Path | None], *key
 def _file(key: str) -> Callable[[Settings, str], Path | None]:
     def file_of(tree: Settings, group: str) -> Path | None:
         value = tree.find(f"model.{group}.{key}")
+        if value == "":
+            raise ValueError(f"model.{group}.{key} is empty: name a file, or leave it out")
         return None if value in (None, WANTED) else Path(str(value)).expanduser()
 
     return file_of
