@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megabert.models.cpu_linear import product
-from megabert.models.dropout import byte_threshold, draw_kept, kept_scale, zero_dropped
+from megabert.models.dropout import byte_threshold, draw_kept, from_bits, kept_scale, to_bits, zero_dropped
 
 BLOCK = 2**20
 """Attention weights in one block."""
@@ -66,13 +66,14 @@ class BlockedAttention(torch.autograd.Function):
                 if kept is not None:
                     used = zero_dropped(used, kept[block])
                 context[block[0], :, block[1]] = torch.matmul(used, value[block]).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, weights, kept)
+        ctx.save_for_backward(query, key, value, weights, None if kept is None else to_bits(kept))
         return context
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
-        query, key, value, weights, kept = ctx.saved_tensors
+        query, key, value, weights, bits = ctx.saved_tensors
+        kept = None if bits is None else from_bits(bits, weights.shape)
         context_gradient = gradients[0].transpose(1, 2).contiguous()
 
         def empty(like: Tensor) -> Tensor:

@@ -171,7 +171,10 @@ class Alone:
     def numbers(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
         """As `Exchange.numbers`."""
         gradients = self.weights.gradients()
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = torch.zeros(())
+        if gradients:
+            # Also of gradients in bfloat16 in float32.
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)))
         # One transfer for all numbers: on a GPU this is the only place where the host waits.
         numbers = torch.stack([*(value.float() for value in losses.values()), norm.float()]).tolist()
         return dict(zip(losses, numbers[:-1], strict=True)), numbers[-1]

@@ -131,8 +131,8 @@ class TrainingStep:
 
     def params_norm(self) -> float:
         """The L2 norm of all weights."""
-        masters = self.weights.masters
-        return self.exchange.total({name: master.detach().square().sum() for name, master in masters.items()}) ** 0.5
+        masters = {name: self.weights.exact(master) for name, master in self.weights.masters.items()}
+        return self.exchange.total({name: master.square().sum() for name, master in masters.items()}) ** 0.5
 
     def _fault(self, losses: dict[str, float], finite_loss: bool) -> str:
         if not finite_loss:
@@ -178,7 +178,7 @@ def make_step(
     """
     place = device or next(model.parameters()).device
     model.to(place).train()
-    weights = Weights(model, options)
+    weights = Weights(model, options, split=options.optimizer == "adam")
     forward = torch.compile(model) if options.compile else model
     arm = None
     if cuda_graphs:
