@@ -45,6 +45,11 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, block: tuple[slice,
     return scores if mask is None else scores.add_(_part(mask, *block))
 
 
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
+    """A contiguous copy of `tensor`, times a number."""
+    return tensor.clone(memory_format=torch.contiguous_format).mul_(factor)
+
+
 class BlockedAttention(torch.autograd.Function):
     """softmax(q k' + mask), dropped, times v; see `blocked_attention`."""
 
@@ -54,9 +59,7 @@ class BlockedAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, length, width = query.shape
         ctx.scaling, ctx.scale = scaling, kept_scale(threshold)
-        query = query.contiguous() * scaling
-        key = key.contiguous()
-        value = value.contiguous() * ctx.scale if threshold else value.contiguous()
+        query, key, value = _scaled(query, scaling), key.contiguous(), _scaled(value, ctx.scale)
         weights = query.new_empty(batch, heads, length, key.shape[2])
         kept = draw_kept(weights.shape, threshold) if threshold else None
         context = query.new_empty(batch, length, heads, width)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megabert.training.objective import Batch
 from megabert.training.precision import Weights
+from megabert.training.split import float32_pieces
 
 Share = Callable[[Any, Batch], dict[str, Tensor]]
 """(outputs, batch) -> one number for each term."""
@@ -173,8 +174,8 @@ class Alone:
         gradients = self.weights.gradients()
         norm = torch.zeros(())
         if gradients:
-            # Also of gradients in bfloat16 in float32.
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)))
+            pieces = [piece for gradient in gradients for piece in float32_pieces(gradient)]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(pieces, dtype=torch.float32)))
         # One transfer for all numbers: on a GPU this is the only place where the host waits.
         numbers = torch.stack([*(value.float() for value in losses.values()), norm.float()]).tolist()
         return dict(zip(losses, numbers[:-1], strict=True)), numbers[-1]

@@ -7,7 +7,7 @@ cast takes the even one, for which 2^16 rests would not do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,11 @@ def stand_in(numbers: Tensor) -> nn.Parameter:
     return master
 
 
+def float32_pieces(gradient: Tensor) -> Sequence[Tensor]:
+    """A gradient whole where it is float32; else in pieces, so that what is made float32 of it is small."""
+    return [gradient] if gradient.dtype == torch.float32 else gradient.reshape(-1).split(PIECE)
+
+
 class SplitAdamW(torch.optim.AdamW):
     """AdamW, fused, whose split masters are joined, updated and split again piece by piece. Its numbers are AdamW's.
 
@@ -88,6 +93,13 @@ class SplitAdamW(torch.optim.AdamW):
     def __init__(self, groups: Any, halves: Mapping[nn.Parameter, Halves], **options: Any):
         super().__init__(groups, fused=True, **options)
         self.halves = halves
+        for master in halves:
+            # Now, while memory is in one piece: made in the first update, they would lie between what it frees.
+            self.state[master] = {
+                "step": torch.zeros((), device=master.device),
+                "exp_avg": torch.zeros(master.shape, device=master.device),
+                "exp_avg_sq": torch.zeros(master.shape, device=master.device),
+            }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -109,9 +121,6 @@ class SplitAdamW(torch.optim.AdamW):
 
     def _step_in_pieces(self, group: dict[str, Any], master: nn.Parameter, gradient: Tensor) -> None:
         state, halves = self.state[master], self.halves[master]
-        if not state:
-            state["step"] = torch.zeros((), device=master.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros(master.shape, device=master.device) for _ in range(2))
         state["step"] += 1
         mean, square, gradient = (one.reshape(-1) for one in (state["exp_avg"], state["exp_avg_sq"], gradient))
         for part in halves.parts():
