@@ -8,8 +8,10 @@ that a processor's cache holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -45,9 +47,19 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, block: tuple[slice,
     return scores if mask is None else scores.add_(_part(mask, *block))
 
 
-def _scaled(tensor: Tensor, factor: float) -> Tensor:
+def _room(like: Tensor, *shape: int) -> Tensor:
+    """Memory of `like`'s dtype for what is kept for the way back.
+
+    NumPy's: PyTorch wants its memory aligned, for which the C library looks for more than that, so that what has passed
+    leaves holes which nothing of the same size fits.
+    """
+    return torch.from_numpy(np.empty(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
+
+
+def _copy(tensor: Tensor, factor: float = 1.0) -> Tensor:
     """A contiguous copy of `tensor`, times a number."""
-    return tensor.clone(memory_format=torch.contiguous_format).mul_(factor)
+    copy = _room(tensor, *tensor.shape).copy_(tensor)
+    return copy if factor == 1.0 else copy.mul_(factor)
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -59,10 +71,10 @@ class BlockedAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, length, width = query.shape
         ctx.scaling, ctx.scale = scaling, kept_scale(threshold)
-        query, key, value = _scaled(query, scaling), key.contiguous(), _scaled(value, ctx.scale)
-        weights = query.new_empty(batch, heads, length, key.shape[2])
+        query, key, value = _copy(query, scaling), _copy(key), _copy(value, ctx.scale)
+        weights = _room(query, batch, heads, length, key.shape[2])
         kept = draw_kept(weights.shape, threshold) if threshold else None
-        context = query.new_empty(batch, length, heads, width)
+        context = _room(query, batch, length, heads, width)
         with torch.autocast("cpu", enabled=False):
             for block in _blocks(batch, heads, length * key.shape[2]):
                 used = weights[block] = torch.softmax(_scores(query, key, mask, block), dim=-1)
