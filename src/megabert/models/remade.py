@@ -1,7 +1,7 @@
 """Results that a way back does not keep but makes again, because that costs a hundredth of the products around them.
 
-Whoever makes such a result marks it (`remade`). A product that would keep its input for the way back (`cpu_linear`) keeps
-what that was made of instead, which others keep anyway.
+Whoever makes such a result marks it (`remade`). A product that would keep its input for the way back (`cpu_linear`)
+keeps what that was made of instead, which others keep anyway.
 """
 
 from __future__ import annotations

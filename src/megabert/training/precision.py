@@ -1,8 +1,8 @@
 """Weights in half precision with float32 masters beside them; in float32 there are no copies.
 
 The model computes with its own weights (bfloat16 or float16, or float32 where a flag keeps them so). The optimizer
-only ever sees the masters: for a half weight a float32 copy (which may be split: `training.split`), for a float32 weight
-the weight itself. Gradients are added up in float32, whatever the weights are.
+only ever sees the masters: for a half weight a float32 copy (which may be split: `training.split`), for a float32
+weight the weight itself. Gradients are added up in float32, whatever the weights are.
 """
 
 from __future__ import annotations
@@ -208,6 +208,10 @@ class Weights:
     def _stored(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = dict(item for module in self.modules for item in module.named_parameters())
         return tensors | dict(self.buffers()) | self.masters
+
+    def outline(self) -> dict[str, Tensor]:
+        """`state`, of split masters their shapes only."""
+        return {name: tensor.detach() for name, tensor in self._stored().items()}
 
     def state(self) -> dict[str, Tensor]:
         """Everything to store of the model: float32 trainable weights, other weights and buffers as they are."""

@@ -34,8 +34,8 @@ def _load(trainer: Trainer, path: Path, *, whole: bool, own: bool) -> None:
     """Take a checkpoint: all of it when `whole`, else the weights. `own`: it lies in this run's folder."""
     weights = trainer.train_step.weights
     with trainer.checkpoints.advising(own):
-        found = trainer.checkpoints.read(path, weights.state(), weights.masters)
-    snapshot.check_weights(weights.state(), found.weights, path)
+        found = trainer.checkpoints.read(path, weights.outline(), weights.masters)
+    snapshot.check_weights(weights.outline(), found.weights, path)
     weights.load(found.weights)
     if not whole:
         trainer.say(f"starting from the weights of {path}")

@@ -1,8 +1,8 @@
-"""Float32 masters in the memory of 16 bits: what a bfloat16 weight lacks to its master, and an AdamW that joins them.
+"""Float32 masters in 16 bits more: what a bfloat16 weight lacks to its master, and an AdamW that joins the two.
 
-A bfloat16 is the upper half of a float32, so weight and rest are the master, bit for bit, in four bytes where two copies
-have six. The weight is a nearest bfloat16, as ever; where two are equally near it is the one farther from zero: PyTorch's
-cast takes the even one, for which 2^16 rests would not do.
+A bfloat16 is the upper half of a float32, so weight and rest are the master, bit for bit, in four bytes where two
+copies have six. The weight is a nearest bfloat16, as ever; where two are equally near it is the one farther from zero:
+PyTorch's cast takes the even one, for which 2^16 rests would not do.
 """
 
 from __future__ import annotations
