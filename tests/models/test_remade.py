@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from megabert.models import remade as room
 from megabert.models.bert.config import make_config
@@ -20,10 +21,11 @@ def layer():
     return MegatronBertLayer(make_config(sizes, 50), 0).train()
 
 
-def gradients(module, hidden):
+def gradients(module, hidden, parameters=None):
     torch.manual_seed(1)
     output = module(hidden)[0]
-    return output, torch.autograd.grad(output, [hidden, *module.parameters()], torch.ones_like(output))
+    weights = module.parameters() if parameters is None else parameters
+    return output, torch.autograd.grad(output, [hidden, *weights], torch.ones_like(output))
 
 
 def kept_bytes(module, hidden):
@@ -87,6 +89,15 @@ def test_the_gradient_has_a_gradient(monkeypatch):
 
     for one, other in zip(second(1), second(10**6), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_are_computed_again_make_their_results_again_too(monkeypatch):
+    monkeypatch.setattr(room, "NARROWEST", 1)
+    module, hidden = layer(), torch.randn(2, 16, 32, requires_grad=True)
+    _, wanted = gradients(module, hidden)
+    _, given = gradients(lambda inputs: checkpoint(module, inputs, use_reentrant=False), hidden, module.parameters())
+    for one, other in zip(given, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_result_that_was_changed_is_kept(monkeypatch):
