@@ -8,7 +8,7 @@ added up in float32, whatever the weights are.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,6 +173,17 @@ class Weights:
         """Round the masters into the half weights."""
         if self._half_weights:
             torch._foreach_copy_(self._half_weights, self._half_masters)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Know of an optimizer's updates, where not all weights have a master."""
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An optimizer's state by `<state>/<weight>` as that of the whole weights, to store."""
+        return dict(tensors)
+
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `whole` gave as a state of the masters."""
+        return dict(tensors)
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers that belong to the model's state, by name."""
