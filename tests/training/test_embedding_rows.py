@@ -107,7 +107,9 @@ def test_clipping_is_by_the_same_norm():
         assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-6) and mine.losses == pytest.approx(
             theirs.losses, rel=1e-5
         )
-    assert_same(*map(stored, steps), tolerance=1e-5)
+    # Scores do not depend on a bias of the keys: its gradient is rounding, which AdamW makes as large as any.
+    states = [[{k: v for k, v in part.items() if "key.bias" not in k} for part in stored(step)] for step in steps]
+    assert_same(*states, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=["fp32", "bf16"])

@@ -9,11 +9,12 @@ same order, so bit for bit what AdamW on the whole table gives. States and check
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from megabert.training.options import TrainingOptions
@@ -35,6 +36,22 @@ class LookedUp(NamedTuple):
     numbers: Tensor
 
 
+class _Look(torch.autograd.Function):
+    """The rows of `weight` at `places`; the gradient goes to whoever collects it, and none is made here."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, places: Tensor, collect: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.collect = collect
+        return functional.embedding(places, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        ctx.collect(ctx.saved_tensors[0], gradients[0])
+        return None, None, None
+
+
 class RowsInUse:
     """An embedding's rows that are looked up, as a parameter; the module reads them from there while it is trained.
 
@@ -51,6 +68,8 @@ class RowsInUse:
         self.weight = nn.Parameter(self.table.new_empty(0))
         self._factors: list[float] = []
         self._behind = False
+        self._gradient: Tensor = self.weight.detach()
+        self._touched: list[Tensor] = []
         self._choose(numbers.unique())
         embedding.forward = self._look_up  # type: ignore[method-assign]
         embedding.register_state_dict_pre_hook(lambda *_: self.settle())
@@ -61,14 +80,35 @@ class RowsInUse:
         self._places[numbers] = torch.arange(len(numbers))
         padding = self.embedding.padding_idx
         place = -1 if padding is None else int(self._places[padding])
-        self._padding = place if place >= 0 else None
+        self._padding = place
         self.take()
+        self._gradient, self._touched = torch.zeros_like(self.weight), []
 
     def _look_up(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.embedding.training:
-            return functional.embedding(self._places[input], self.weight, self._padding)
+            return _Look.apply(self.weight, self._places[input], self._collect)  # type: ignore[return-value]
         self.settle()
         return functional.embedding(input, self.table)
+
+    def _collect(self, places: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of what was looked up to the weight's, which is kept and of which few rows are not zero."""
+        if self.weight.grad is None:
+            for touched in self._touched:
+                self._gradient.index_fill_(0, touched, 0.0)
+            self._touched.clear()
+            self.weight.grad = self._gradient
+        touched, order = places.unique(return_inverse=True)
+        rows = torch.ops.aten.embedding_dense_backward(gradient, order, len(touched), -1, False)
+        self._touched.append(touched)
+        if self._padding >= 0:
+            rows.masked_fill_((touched == self._padding)[:, None], 0.0)
+        self._gradient.index_add_(0, touched, rows)
+
+    def gradient(self) -> Tensor | None:
+        """The rows of the weight's gradient that are not zero; None where there is none."""
+        if self.weight.grad is None:
+            return None
+        return self._gradient[self._touched[0] if len(self._touched) == 1 else torch.cat(self._touched).unique()]
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Decay the rows that are not in use with each update that this optimizer makes of those that are."""
@@ -139,6 +179,11 @@ class RowWeights(Weights):
     def state_dict(self) -> dict[str, Tensor]:
         """As `Weights.state_dict`."""
         return super().state_dict() | {self.name: self.rows.table.detach()}
+
+    def gradients(self) -> list[Tensor]:
+        """As `Weights.gradients`; of the rows those that the last batch had."""
+        others = [master.grad for master in self.masters.values() if master is not self.rows.weight]
+        return [one for one in (*others, self.rows.gradient()) if one is not None]
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """As `Weights.load`."""
