@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_write_that_fails_names_the_file_and_not_the_one_in_its_place(tmp_path):
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(OSError) as told, atomic_write(tmp_path / "scores.json"):
+            raise OSError(number, os.strerror(number))  # as the system says it, without a name
+        assert told.value.filename == str(tmp_path / "scores.json")
+    with pytest.raises(OSError) as told, atomic_write(tmp_path / "gone" / "scores.json"):
+        pass
+    assert told.value.filename == str(tmp_path / "gone" / "scores.json")
+    with pytest.raises(OSError) as told, atomic_write(tmp_path / "scores.json"):
+        (tmp_path / "other").read_text()
+    assert told.value.filename == str(tmp_path / "other") and not list(tmp_path.iterdir())
 
 
 def test_a_write_that_succeeds_replaces(tmp_path):

@@ -6,6 +6,7 @@ Nothing imports torch.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from typing import IO, Any, Protocol, TypeVar
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = -1
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -124,7 +127,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and (str(error.filename) == str(temporary) or error.errno in _NO_ROOM):
+            error.filename = str(path)  # what the user knows
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -118,6 +118,19 @@ def test_evaluate_scores_every_example_as_training_did(classifier, data, tmp_pat
         assert "<h2>Training</h2>" in (output / "dev" / "report.html").read_text()
 
 
+def test_scores_of_another_file_are_not_replaced_in_silence(classifier, data, tmp_path, capsys):
+    other = tmp_path / "other" / "dev.tsv"
+    other.parent.mkdir()
+    other.write_bytes((data / "dev.tsv").read_bytes())
+    told = []
+    for file in (data / "dev.tsv", data / "dev.tsv", other):
+        assert cli.main(["evaluate", str(classifier), "--file", str(file), "--output", str(tmp_path / "scores")]) == 0
+        told += [line for line in capsys.readouterr().out.splitlines() if line.startswith("notice: ")]
+    folder = tmp_path / "scores" / "dev"
+    assert told == [f"notice: {folder} held the scores of {data / 'dev.tsv'}; --output names another folder"]
+    assert json.loads((folder / "scores.json").read_text())["file"] == str(other)
+
+
 def test_predict(classifier, data, tmp_path, capsys):
     assert cli.main(["predict", str(classifier), "--text", "the film was good", "bad"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1::2]] == ["pos", "neg"]

@@ -86,10 +86,10 @@ def test_next_sentence(model, capsys, monkeypatch):
     assert cli.main(["predict", "next-sentence", model, "--text", "a", "b", "--text-pair", "c", "d"]) == 0
     shown = capsys.readouterr().out
     assert "a -> c" in shown and "that the second text follows the first" in shown
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\tc\nb\td\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffa\tc\nb\td\n"))
     assert cli.main(["predict", "next-sentence", model, "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [answer["text_pair"] for answer in answers] == ["c", "d"]
+    assert [(answer["text"], answer["text_pair"]) for answer in answers] == [("a", "c"), ("b", "d")]
     assert all(0 < answer["probability"] < 1 for answer in answers)
 
 

@@ -105,7 +105,9 @@ def test_the_command_of_2020(place, capsys):
              "--do_lower_case", "--num_gpus", "0"]  # fmt: skip
     files = ["--train_file", str(place / "squad.json"), "--eval_file", str(place / "squad.json")]
     short = ["--max_seq_length", "40", "--doc_stride", "8"]
-    assert main(["question_answering_squad", *files, *flags, *short]) == 0, capsys.readouterr().err
+    # As `python -m torch.distributed.launch` calls it.
+    given = ["--local-rank=0", *files, *flags, *short]
+    assert main(given, "question_answering_squad") == 0, capsys.readouterr().err
     told = (Path("output_squad") / "run.toml").read_text().splitlines()
     for line in ("batch_size = 8", "epochs = 2", 'lr_decay_style = "linear"', "eval_interval = 500", "lr = 3e-05",
                  "clip_grad = 0.0", "log_interval = 100", "fp16 = false"):  # fmt: skip
@@ -191,6 +193,7 @@ def test_what_is_wrong_is_one_line(place, capsys):
     fails("names a family without weights", *good[:1], *good[2:], "trainer.precision=32")
     fails("there is no file or folder gone.pt", *good, "model.language_model.lm_checkpoint=gone.pt")
     fails("model.train_ds.file is missing", *encoder(place))
+    fails("model.validation_ds.file is empty", *good, "model.validation_ds.file=")
     fails("NovoGrad is not here", *good, "model.optim.name=NovoGrad")
     fails("Trainer has no setting 'fast_dev_run'", *good, "+trainer.fast_dev_run=true")
     fails('model.dataset.colour="blue" has no counterpart here', *good, "+model.dataset.colour=blue")
@@ -289,6 +292,12 @@ def test_models_for_what_people_say(place, capsys):
     assert config.data_desc.slot_labels == ["O", "B-place"] and again.taught.model.config.head_parts == [2, 2]
     assert again.taught.task.label_pieces == "all"  # NeMo's ignore_extra_tokens is false
     assert "intent_share = 0.6" in Path("intent_slot_classification/run.toml").read_text()
+    again.export("intents.ts")
+    rows = [torch.tensor([[2, 12, 9, 3]]), torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)]
+    of_intents, of_slots = torch.jit.load("intents.ts")(*rows)
+    assert of_intents.shape == (1, 2) and of_slots.shape == (1, 4, 2)
+    with pytest.raises(ValueError, match="nothing to export"):
+        pl.IntentSlotClassificationModel({}).export("intents.onnx")
 
     taught("punctuation_capitalization_train", *run)
     model = pl.PunctuationCapitalizationModel.restore_from("punctuation_capitalization_train/model")
@@ -315,6 +324,12 @@ def test_models_for_what_people_say(place, capsys):
     assert model.taught.task.name == "glue"
     with pytest.raises(ValueError, match="numbers from 0 to 2"):
         model.predict("it", "good,bad", entailment_idx=3)
+    capsys.readouterr()
+    asked = ["zero_shot_intent_infer", "model.infer_samples=['it was good','bad']", "model.infer_labels=[good,bad]"]
+    assert main([*asked, "pretrained_model=zero_shot_intent_train/model"]) == 0
+    said = capsys.readouterr().out
+    assert said.count('"sentence": ') == 2 and '"sentence": "it was good"' in said
+    assert main(asked) == 2 and "pretrained_model is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("layout", "tensor", "rows"), [([], 2, 24), (["model.tensor_model_parallel_size=1"], 1, 48)])

@@ -116,7 +116,9 @@ def test_what_stands_in_it(tmp_path):
     records = [{"step": n, "lr": 1e-3, "label_loss": 1 / (n + 1)} for n in range(1000)]
     records += [{"step": 500, "valid_label_loss": 0.5, "valid_accuracy": 0.6}, {"step": 999, "valid_label_loss": None}]
     metrics.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"cut')
-    page = Reader(written(tmp_path, "sequence-classification", metrics=metrics, best=500))
+    text = written(tmp_path, "sequence-classification", metrics=metrics, best=500)
+    assert "loss in nats" in text and "squared error" not in text
+    page = Reader(text)
     headings = ["Scores", "Training", "Classes", "Confusion", "Calibration", "Length", "Examples"]
     assert all(heading in page.texts["h2"] for heading in headings)
     right = sum(n % 3 == (n % 3 if n % 5 else 0) for n in range(60))

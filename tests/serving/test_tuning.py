@@ -1,6 +1,7 @@
 """Learning rates by layer, adapters, and what becomes of them in a run folder."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,13 @@ def finetune(place: Path, name: str, *more: str) -> int:
 LORA = ("--lora-rank", "4", "--lora-dropout", "0.1", "--lora-modules", "query", "value", "dense")
 
 
-def test_an_adapter_is_trained_merged_and_kept(place):
-    assert finetune(place, "lora", *LORA) == 0
+def test_an_adapter_is_trained_merged_and_kept(place, capsys):
+    with warnings.catch_warnings():
+        # One of PEFT's and Transformers' own affairs would stand below the run's last line.
+        warnings.simplefilter("error", FutureWarning)
+        assert finetune(place, "lora", *LORA) == 0
+    out, error = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("model: ") and "Warning" not in error
     assert json.loads((place / "lora" / "scores.json").read_text())["validation"]["accuracy"] == 1
     merged = megabert.MegatronBertForSequenceClassification.from_pretrained(place / "lora" / "model").eval()
     before = megabert.MegatronBertModel.from_pretrained(place / "encoder").state_dict()
@@ -69,6 +75,9 @@ def test_an_adapter_is_trained_merged_and_kept(place):
     ids = torch.tensor([[2, 7, 8, 9, 5, 3], [2, 7, 8, 9, 6, 3]])
     with torch.no_grad():
         torch.testing.assert_close(opened(input_ids=ids).logits, merged(input_ids=ids).logits, rtol=0, atol=1e-5)
+    # Its auto classes look for the class where they may.
+    mapping = peft.PeftConfig.from_pretrained(str(place / "lora" / "adapter")).auto_mapping
+    assert mapping == {"base_model_class": "MegatronBertForSequenceClassification", "parent_library": "transformers"}
 
 
 def test_an_adapters_run_goes_on_bitwise_and_another_adapter_is_refused(place, capsys):

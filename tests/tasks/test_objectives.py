@@ -40,7 +40,8 @@ def test_cutting_a_batch_changes_nothing():
 def test_ends_are_berts_mean_of_two_means():
     torch.manual_seed(0)
     outputs = SimpleNamespace(start_logits=torch.randn(3, 7), end_logits=torch.randn(3, 7))
-    batch = {"start_positions": torch.tensor([0, 2, 3]), "end_positions": torch.tensor([0, 4, 3])}
+    batch = {"start_positions": torch.tensor([0, 2, 3]), "end_positions": torch.tensor([0, 4, 3]),
+             "attention_mask": torch.ones(3, 7, dtype=torch.long)}  # fmt: skip
     entropy = torch.nn.functional.cross_entropy
     expected = (
         entropy(outputs.start_logits, batch["start_positions"]) + entropy(outputs.end_logits, batch["end_positions"])
@@ -48,6 +49,14 @@ def test_ends_are_berts_mean_of_two_means():
     assert mean(Ends(), outputs, batch)["span"] == pytest.approx(float(expected))
     right = SimpleNamespace(start_logits=torch.eye(7)[batch["start_positions"]], end_logits=torch.eye(7)[[0, 4, 5]])
     assert int(Ends().hits(right, batch)["span"]) == 2
+    # Padding, of any length and with any logits, changes nothing: a row costs the same in every batch.
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 4))
+    for whole in (outputs, right):
+        more = SimpleNamespace(**{name: torch.nn.functional.pad(one, (0, 4), value=9.0)
+                                  for name, one in vars(whole).items()})  # fmt: skip
+        longer = {**batch, "attention_mask": mask}
+        assert float(Ends().sums(more, longer)["span"]) == float(Ends().sums(whole, batch)["span"])
+        assert int(Ends().hits(more, longer)["span"]) == int(Ends().hits(whole, batch)["span"])
 
 
 def test_numbers_and_parts_together():

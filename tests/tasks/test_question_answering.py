@@ -42,6 +42,18 @@ def test_answers_come_back_as_they_stand_in_the_text(tokenizer, write, length, t
     assert sum(one["probability"] for one in said["n_best"]) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("text", ["cafe\u0301", "u\u0308b", "of e\u0301\u0323"])
+def test_an_answer_keeps_the_accents_that_the_tokenizer_takes_away(tokenizer, write, text):
+    context = f"the {text}, and the city"
+    content = squad({"answers": [{"text": text, "answer_start": 4}]}, context=context)
+    task = QuestionAnswering(max_seq_length=40)
+    examples = task.examples(write("a.json", content))
+    features = task.features(examples, tokenizer)
+    (said,) = task.decode(gold_outputs(features), features, examples)
+    assert (said["text"], said["start"], said["end"]) == (text, 4, 4 + len(text))
+    assert task.score([said], examples)["exact_match"] == 100
+
+
 def test_windows_cover_the_text_and_each_piece_is_best_once():
     cuts = [(0, 10), (4, 14), (8, 17)]
     owners = np.zeros(17, dtype=int)
@@ -125,6 +137,9 @@ def test_an_answer_that_no_window_holds_is_told(tokenizer, write):
         task.features(examples, tokenizer)
     with pytest.raises(ValueError, match="--doc-stride 100 leaves out text"):
         QuestionAnswering(max_seq_length=20, doc_stride=100).features(examples, tokenizer)
+    for empty in ("", "\u200b"):
+        with pytest.raises(ValueError, match=r"--text: the text .* holds nothing to answer with"):
+            task.features(task.asked([("the city?", empty)], "--text"), tokenizer)
 
 
 def test_lines_and_typed_questions(tokenizer, write):

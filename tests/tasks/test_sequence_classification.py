@@ -49,6 +49,17 @@ def test_broken_files_are_told(write, name, text, settings, message):
         SequenceClassification(**settings).examples(write(name, text))
 
 
+def test_a_column_of_numbers_is_not_taken_for_classes(write):
+    rows = "".join(f"text {number}\t{number / 8}\n" for number in range(60))
+    task = SequenceClassification()
+    examples = task.examples(write("a.tsv", rows))
+    with pytest.raises(ValueError, match=r"60 different labels for 60 texts.*`regression` learns numbers"):
+        task.learned(examples)
+    assert len(task.learned(examples * 5).labels) == 60
+    declared = SequenceClassification(labels=tuple(str(number / 8) for number in range(60)))
+    assert len(declared.learned(examples).labels) == 60
+
+
 def test_what_training_cannot_learn_from(write):
     task = SequenceClassification()
     with pytest.raises(ValueError, match="nothing to tell apart"):
@@ -149,3 +160,5 @@ def test_a_json_file_may_be_one_list(write):
 def test_labels_are_named_once():
     with pytest.raises(ValueError, match="--labels names 'a' twice"):
         chosen(TaskOptions(labels=("a", "b", "a")))
+    assert chosen(TaskOptions(labels=("a, b",)))["labels"] == ("a", "b") and "labels" not in chosen(TaskOptions())
+    assert chosen(TaskOptions(labels=("a,b", "c")))["labels"] == ("a,b", "c")

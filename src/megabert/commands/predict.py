@@ -206,7 +206,7 @@ def _typed(config: Config) -> Iterator[tuple[str, ...]]:
             )
         yield from zip(config.text, config.text_pair, strict=True) if config.text_pair else zip(config.text)
     elif not sys.stdin.isatty():
-        yield from (tuple(line.rstrip("\r\n").split("\t")) for line in sys.stdin if line.strip())
+        yield from (tuple(line.rstrip("\r\n").split("\t")) for line in _lines(config) if line.strip())
 
 
 def _questions(config: Config) -> Iterator[tuple[str, ...]]:
@@ -236,10 +236,11 @@ def _questions(config: Config) -> Iterator[tuple[str, ...]]:
 
 def _lines(config: Config) -> Iterator[str]:
     if config.input is None:
-        yield from sys.stdin
+        for number, line in enumerate(sys.stdin):
+            yield line if number else line.removeprefix("\ufeff")  # a byte order mark is no text
         return
     try:
-        with config.input.open(encoding="utf-8") as file:
+        with config.input.open(encoding="utf-8-sig") as file:
             yield from file
     except FileNotFoundError:
         raise ValueError(f"--input: there is no file {config.input}") from None

@@ -5,6 +5,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from megabert.formats.target import new_folder
+from megabert.models.bert.config import head_settings
 from megabert.serving.options import TuningOptions
 
 if TYPE_CHECKING:
@@ -66,3 +68,12 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
         shutil.rmtree(folder)  # of this run, as it was scored before
     with new_folder(folder) as place:
         model.save_pretrained(str(place))
+        _name_class(place / "adapter_config.json", head_settings(model.get_base_model().config).layers)
+
+
+def _name_class(file: Path, layers: int | None) -> None:
+    """Say for PEFT's auto classes where the model's class is: they import no other package than those they know, and
+    Transformers has the class too, but for heads of several matrices."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told["auto_mapping"]["parent_library"] = "transformers" if layers is None else "megabert"
+    file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -93,8 +93,7 @@ class FineTuned:
         Raises:
             ValueError: there is none, it is damaged, it was not fine-tuned, or it does not divide so.
         """
-        foreign = look(path).kind == "foreign"
-        task, model, tokenizer = _open_checkpoint(path) if foreign else _open_folder(path, dtype)
+        task, model, tokenizer = open_taught(path, dtype)
         model = model.to(dtype=dtype).eval()  # type: ignore[call-arg]
         here = torch.device(device)
         crew: Crew = Solo(here)
@@ -177,6 +176,15 @@ class FineTuned:
             sums = {name: (float(parts[0][name]), float(parts[1][name]), float(parts[2][name])) for name in parts[0]}
         kept.append(_Said(number, numbers, self.task.rows_of(outputs), sums))
         return {}
+
+
+def open_taught(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Task, PreTrainedModel, Tokenizer]:
+    """A model and its task as they lie in a folder or a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: as `FineTuned.from_path`.
+    """
+    return _open_checkpoint(path) if look(path).kind == "foreign" else _open_folder(path, dtype)
 
 
 def _open_folder(path: Path, dtype: torch.dtype) -> tuple[Task, PreTrainedModel, Tokenizer]:

@@ -12,6 +12,9 @@ from megabert.models.losses import IGNORED, counted, summed_cross_entropy
 
 Batch = Mapping[str, Tensor]
 
+NUMBER = "number"
+"""The term of `Number`: a squared error, where the others are cross entropies."""
+
 
 class TaskObjective(Protocol):
     """As training's objective; `targets` are the batch keys that are labels."""
@@ -94,21 +97,24 @@ class Number:
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many numbers there are."""
-        return {"number": torch.tensor(batch["labels"].numel())}
+        return {NUMBER: torch.tensor(batch["labels"].numel())}
 
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Summed squared error."""
         difference = outputs.logits.squeeze(-1).float() - batch["labels"].float()
-        return {"number": difference.square().sum()}
+        return {NUMBER: difference.square().sum()}
 
     @torch.no_grad()
     def hits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """How many answers are less than 0.5 off."""
-        return {"number": ((outputs.logits.squeeze(-1) - batch["labels"]).abs() < 0.5).sum()}
+        return {NUMBER: ((outputs.logits.squeeze(-1) - batch["labels"]).abs() < 0.5).sum()}
 
 
 class Ends:
-    """Start and end of a span: the mean of both cross entropies, as in BERT's SQuAD."""
+    """Start and end of a span: the mean of both cross entropies, as in BERT's SQuAD.
+
+    Padding can be neither end. Else the loss of a row would depend on how long the others of its batch are.
+    """
 
     def __init__(self) -> None:
         self.targets = frozenset({"start_positions", "end_positions"})
@@ -119,15 +125,24 @@ class Ends:
 
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Summed mean of both ends' cross entropy."""
-        start = summed_cross_entropy(outputs.start_logits, batch["start_positions"])
-        end = summed_cross_entropy(outputs.end_logits, batch["end_positions"])
+        starts, ends = self._scores(outputs, batch)
+        start = summed_cross_entropy(starts, batch["start_positions"])
+        end = summed_cross_entropy(ends, batch["end_positions"])
         return {"span": (start + end) / 2}
 
     @torch.no_grad()
     def hits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """How many windows have both ends right."""
-        start = outputs.start_logits.argmax(-1) == batch["start_positions"]
-        return {"span": (start & (outputs.end_logits.argmax(-1) == batch["end_positions"])).sum()}
+        starts, ends = self._scores(outputs, batch)
+        right = (starts.argmax(-1) == batch["start_positions"]) & (ends.argmax(-1) == batch["end_positions"])
+        return {"span": right.sum()}
+
+    def _scores(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of both ends, float32 [batch, seq], the least number at padding."""
+        padding = batch["attention_mask"] == 0
+        logits = outputs.start_logits.float(), outputs.end_logits.float()
+        starts, ends = (one.masked_fill(padding, torch.finfo(one.dtype).min) for one in logits)
+        return starts, ends
 
 
 class Together:

@@ -14,8 +14,8 @@ class TaskOptions:
     """The task. What is left out is the task's own choice; what does not belong to the task is refused."""
 
     labels: tuple[str, ...] = option(
-        (), "the labels, in the order of their numbers; left out, those of the training file in order; for words' "
-        "labels also the name of a --scheme, such as iob2",
+        (), "the labels, in the order of their numbers (one value may hold several with commas between them); left "
+        "out, those of the training file in order; for words' labels also the name of a --scheme, such as iob2",
         example="negative positive",
     )  # fmt: skip
     max_seq_length: int | None = option(
@@ -106,8 +106,14 @@ def chosen(options: TaskOptions) -> dict[str, Any]:
     Raises:
         ValueError: a label occurs twice.
     """
-    twice = next((label for at, label in enumerate(options.labels) if label in options.labels[:at]), None)
+    labels = separated(options.labels)
+    twice = next((label for at, label in enumerate(labels) if label in labels[:at]), None)
     if twice is not None:
         raise ValueError(f"--labels names {twice!r} twice")
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(TaskOptions)}
-    return {name: value for name, value in values.items() if value not in (None, ())}
+    return {name: value for name, value in {**values, "labels": labels}.items() if value not in (None, ())}
+
+
+def separated(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels; one value alone, which could not be told from anything, may hold several with commas between them."""
+    return tuple(label.strip() for label in labels[0].split(",")) if len(labels) == 1 else labels

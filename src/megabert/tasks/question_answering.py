@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from megabert.metrics import spans
-from megabert.tasks import squad_files
+from megabert.tasks import squad_files, words
 from megabert.tasks.base import Features, Prediction, Task, pair_of, softmax
 from megabert.tasks.cases import Case, Mark, Passage
 from megabert.tasks.squad_files import Paragraph, Question
@@ -151,11 +151,14 @@ class QuestionAnswering(Task):
             ValueError: no window holds an answer, or there is no room for the text.
         """
         contexts = {id(example.paragraph): example.context for example in examples}
-        encoded = dict(zip(contexts, tokenizer.encode_with_offsets(list(contexts.values())), strict=True))
+        found = zip(contexts.items(), tokenizer.encode_with_offsets(list(contexts.values())), strict=True)
+        encoded = {key: (ids, words.with_marks(context, offsets)) for (key, context), (ids, offsets) in found}
         questions = tokenizer.encode_batch([example.question for example in examples])
         made: list[Features] = []
         for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
             ids, offsets = encoded[id(example.paragraph)]
+            if not ids:
+                raise ValueError(f"{example.place}: the text {example.context[:40]!r} holds nothing to answer with")
             made.extend(self._windows(number, example, question[: self.max_query_length], ids, offsets, tokenizer))
         return made
 

@@ -26,6 +26,7 @@ _FIRST = ("text", "text_a", "sentence", "sentence1", "premise", "question1", "qu
 _SECOND = ("text_b", "text_pair", "sentence2", "hypothesis", "question2", "passage")
 _LABEL = ("label", "gold_label", "score", "class", "labels")
 _HEADERS = [frozenset({first}) for first in _FIRST]
+_MANY_LABELS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,11 @@ class SequenceClassification(Task):
             self._check(example)
         found = {example.label for example in examples if example.label is not None}
         labels = self.labels or tuple(sorted(found, key=_by_value))
+        if not self.labels and len(found) > max(_MANY_LABELS, len(examples) / 4):
+            numbers = all(_by_value(label)[0] == 0 for label in found)
+            raise ValueError(f"the training examples have {len(found)} different labels for {len(examples)} texts: is "
+                             f"that column the label?{' `regression` learns numbers.' if numbers else ''} (--labels "
+                             "says which there are)")  # fmt: skip
         if len(found) < 2:
             raise ValueError(f"all {len(examples)} training examples have the label {found.pop()!r}: there is nothing "
                              "to tell apart")  # fmt: skip

@@ -104,6 +104,18 @@ def found(text: str, pattern: re.Pattern[str]) -> tuple[list[str], Offsets]:
     return [match[0] for match in matches], [match.span() for match in matches]
 
 
+def with_marks(text: str, offsets: Offsets) -> Offsets:
+    """The characters of a text's pieces, with the accents behind them that a tokenizer takes away."""
+    if text.isascii():
+        return offsets
+    whole = []
+    for (start, end), (limit, _) in itertools.pairwise([*offsets, (len(text), len(text))]):
+        while start < end < limit and unicodedata.category(text[end]).startswith("M"):
+            end += 1
+        whole.append((start, end))
+    return whole
+
+
 def joined(words: Sequence[str]) -> tuple[str, Offsets]:
     """The text of words with spaces between them, and where they stand in it."""
     offsets, at = [], 0

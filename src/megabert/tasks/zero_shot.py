@@ -17,7 +17,7 @@ import numpy as np
 from megabert.metrics import classification
 from megabert.tasks.base import Features, Prediction, Task, pair_of, softmax, unknown_label
 from megabert.tasks.cases import Case, Passage
-from megabert.tasks.options import ZeroShotOptions
+from megabert.tasks.options import ZeroShotOptions, separated
 from megabert.tasks.readers import Record
 from megabert.tasks.sequence_classification import Regression, SequenceClassification, TextExample
 from megabert.tokenization.base import Tokenizer
@@ -199,9 +199,7 @@ def of(task: Task, options: ZeroShotOptions) -> Task:
     Raises:
         ValueError: the model was not taught entailment; labels or hypothesis that make no sense.
     """
-    labels = options.labels
-    if len(labels) == 1:
-        labels = tuple(label.strip() for label in labels[0].split(","))
+    labels = separated(options.labels)
     if not labels:
         if options.hypothesis is not None or options.multi_label:
             raise ValueError("--hypothesis and --multi-label need --labels to choose among")

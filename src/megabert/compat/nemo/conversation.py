@@ -12,6 +12,7 @@ class IntentSlotClassificationModel(TaskModel):
     """An intent for each utterance, and a slot for each of its words."""
 
     script, file = "intent_slot_classification", "prefix"
+    answers = ("intent_logits[CLS]", "slot_logits")
 
     def predict_from_examples(
         self, queries: Sequence[str], test_ds: Mapping[str, Any] | None = None
@@ -29,6 +30,7 @@ class PunctuationCapitalizationModel(TaskModel):
     """Marks and capitals for texts that have neither."""
 
     script, file = "punctuation_capitalization_train", "text_file"
+    answers = ("punct_logits", "capit_logits")
 
     def add_punctuation_capitalization(
         self, queries: Sequence[str], batch_size: int | None = None, max_seq_length: int = 64, step: int = 8,

@@ -197,6 +197,9 @@ def zero_shot() -> Settings:
                                 "use_transformer_init": True},
             **_sets(64, file_name=("train.tsv", "dev_matched.tsv", None)),
             "optim": _optimizer("adam", 5e-5, 0.0, "WarmupAnnealing", 0.1),
+            # What zero_shot_intent_infer asks; NeMo's script had such texts in it.
+            "infer_samples": ["two tickets for the late show , please", "it is far too dark in the kitchen"],
+            "infer_labels": ["buy tickets", "switch on the light", "ask for the way", "play a song"],
         },
         exp_manager={**_EXPERIMENT, "name": "ZeroShotIntent"},
     )  # fmt: skip

@@ -34,6 +34,8 @@ class TaskModel:
     """Whose defaults and translation are taken: a name of `CHOICES`."""
     file: ClassVar[str]
     """The key of a data group that names its file."""
+    answers: ClassVar[tuple[str, ...]] = ()
+    """Where several classifiers share the encoder, NeMo's names of their outputs, as `serving.export` takes them."""
 
     def __init__(self, cfg: Mapping[str, Any], trainer: Trainer | None = None):
         script = CHOICES[self.script].defaults()
@@ -190,6 +192,28 @@ class TaskModel:
         layout = Layout(tensor=tensor_model_parallel_size, generation=generation)  # type: ignore[arg-type]
         checkpoint, place = open_checkpoint(self.start, optimizer=False), Path(save_path).expanduser()
         save_checkpoint(checkpoint, place, format="nemo", overwrite=True, layout=layout)
+
+    def export(self, output: str | Path, onnx_opset_version: int | None = None, **settings: Any) -> None:
+        """Write the network for other programs, by the file's suffix: `.onnx`, or `.ts` and `.pt` (TorchScript).
+
+        It reads `input_ids`, `token_type_ids` and `attention_mask` of any number of rows of any length.
+
+        Args:
+            onnx_opset_version: of ONNX's operators.
+            settings: accepted: how NeMo looked at what it wrote.
+
+        Raises:
+            ValueError: the model was neither taught nor restored, or as `serving.export.write`.
+        """
+        from megabert.serving import export
+        from megabert.serving.fine_tuned import open_taught
+
+        if self.start is None:
+            raise ValueError("there is nothing to export: the model was neither taught nor restored")
+        # Read anew: the one that answers here is laid out for this processor.
+        task, model, _ = open_taught(self.start)
+        module = export.Exported(model, task.head_parts, self.answers)
+        export.write(module, Path(output).expanduser(), opset=onnx_opset_version or export.OPSET)
 
     def _asked(self, queries: Sequence[str]) -> list[dict[str, Any]]:
         """What is said about texts."""

@@ -9,6 +9,8 @@ of a script with their defaults.
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from megabert.compat.nemo.conversation import (
     PunctuationCapitalizationModel,
     ZeroShotIntentModel,
 )
+from megabert.compat.nemo.converters import CONVERTERS
 from megabert.compat.nemo.corrections import corrected
 from megabert.compat.nemo.models import (
     GLUEModel,
@@ -35,6 +38,7 @@ from megabert.compat.nemo.translate import said
 from megabert.config import nearest
 
 _FIRST_QUESTIONS = 5
+_OF_LAUNCHER = re.compile(r"--local[-_]rank=\d+")
 _CONFIGS = {"question_answering_squad_config", "text_classification_config", "token_classification_config",
             "glue_benchmark_config", "intent_slot_classification_config", "punctuation_capitalization_config",
             "zero_shot_intent_config"}  # fmt: skip
@@ -112,6 +116,19 @@ def _tested(model_class: type[TaskModel], key: str) -> Callable[[Settings], None
     return run
 
 
+def _asked(tree: Settings) -> None:
+    """Ask a model of language inference about a few texts and labels."""
+    if not tree.get("pretrained_model"):
+        raise ValueError("pretrained_model is missing: name the archive that zero_shot_intent_train made")
+    model = ZeroShotIntentModel.restore_from(tree.pretrained_model)
+    told = {name: tree.find(f"model.{name}") for name in ("infer_samples", "infer_labels")}
+    for name, value in told.items():
+        if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"model.{name}: a list of texts such as \"['one','two']\" is needed, not {value!r:.60}")
+    for found in model.predict(told["infer_samples"], told["infer_labels"]):
+        print(json.dumps(found, indent=4, ensure_ascii=False))
+
+
 SCRIPTS: Mapping[str, tuple[str, Callable[[Settings], None]]] = {
     "question_answering_squad": ("question_answering_squad", _question_answering),
     "text_classification_with_bert": ("text_classification_with_bert", _text_classification),
@@ -127,6 +144,7 @@ SCRIPTS: Mapping[str, tuple[str, Callable[[Settings], None]]] = {
     "punctuation_capitalization_evaluate": (
         "punctuation_capitalization_train", _tested(PunctuationCapitalizationModel, "pretrained_model")),
     "zero_shot_intent_train": ("zero_shot_intent_train", _trained(ZeroShotIntentModel)),
+    "zero_shot_intent_infer": ("zero_shot_intent_train", _asked),
 }  # fmt: skip
 """NeMo's script -> (whose settings it has, what it does)."""
 
@@ -137,7 +155,8 @@ def main(arguments: Sequence[str] | None = None, script: str | None = None) -> i
     Args:
         script: which one; None: the first argument says it.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    # The launcher of 2020 hands over what the environment says as well.
+    given = [one for one in (sys.argv[1:] if arguments is None else arguments) if not _OF_LAUNCHER.fullmatch(one)]
     return cli.to_the_end(lambda: _guarded(given, script))
 
 
@@ -146,14 +165,15 @@ def _guarded(given: list[str], script: str | None) -> int:
     try:
         if script is None:
             if not given or given[0] in ("-h", "--help"):
-                print(f"{__doc__}\nscripts: {', '.join(SCRIPTS)}")
+                print(f"{__doc__}\nscripts: {', '.join((*SCRIPTS, *CONVERTERS))}")
                 return 0
             script = Path(given.pop(0)).name.removesuffix(".py")
             program = f"{script}.py"
-        if script not in SCRIPTS:
-            raise ValueError(f"unknown script {script}{nearest(script, list(SCRIPTS))}; scripts: {', '.join(SCRIPTS)}")
+        names = (*SCRIPTS, *CONVERTERS)
+        if script not in names:
+            raise ValueError(f"unknown script {script}{nearest(script, names)}; scripts: {', '.join(names)}")
         with runtime.termination_interrupts():
-            _run(script, given)
+            CONVERTERS[script](given) if script in CONVERTERS else _run(script, given)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:

@@ -58,6 +58,8 @@ def _files(tree: Settings, file_of: Callable[[Settings, str], Path | None], *key
 def _file(key: str) -> Callable[[Settings, str], Path | None]:
     def file_of(tree: Settings, group: str) -> Path | None:
         value = tree.find(f"model.{group}.{key}")
+        if value == "":
+            raise ValueError(f"model.{group}.{key} is empty: name a file, or leave it out")
         return None if value in (None, WANTED) else Path(str(value)).expanduser()
 
     return file_of
@@ -224,7 +226,8 @@ def _marks(tree: Settings) -> dict[str, Any]:
 def _inference(tree: Settings) -> dict[str, Any]:
     found = _files(tree, _inference_file, "file_name")
     found["read"] += [f"model.dataset.{name}" for name in ("data_dir", "max_seq_length", "class_balancing")]
-    found["read"] += ["pretrained_model", "model.nemo_path", "model.classifier_head"]
+    found["read"] += ["pretrained_model", "model.nemo_path", "model.classifier_head", "model.infer_samples",
+                      "model.infer_labels"]  # fmt: skip
     return {**found, "task": "mnli", "max_seq_length": int(tree.model.dataset.max_seq_length), **_weights(tree),
             **_head(tree, "classifier_head", "num_output_layers", "fc_dropout", plain=False)}  # fmt: skip
 

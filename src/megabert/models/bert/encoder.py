@@ -258,7 +258,7 @@ class MegatronBertModel(MegatronBertPreTrainedModel):
             return None
         if self.pooler is None:
             return wanted_positions
-        starts = wanted_positions.new_zeros(len(wanted_positions), 1) if sample_starts is None else sample_starts
+        starts = wanted_positions.new_zeros(wanted_positions.shape[0], 1) if sample_starts is None else sample_starts
         return torch.cat([starts, wanted_positions], dim=1)
 
     def _finish(

@@ -78,7 +78,7 @@ def _first_only(bert: MegatronBertModel, input_ids: Tensor | None, inputs_embeds
     if given is None:
         return None
     # A pooler has its place already.
-    return torch.zeros(len(given), int(bert.pooler is None), dtype=torch.long, device=given.device)
+    return torch.zeros(given.shape[0], int(bert.pooler is None), dtype=torch.long, device=given.device)
 
 
 class MegatronBertForSequenceClassification(MegatronBertPreTrainedModel):

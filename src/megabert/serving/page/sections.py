@@ -13,6 +13,7 @@ from megabert.serving.page.charts import Series
 from megabert.serving.page.elements import Safe, tag
 from megabert.tasks.base import Prediction, Task
 from megabert.tasks.cases import Case
+from megabert.tasks.objectives import NUMBER
 
 MOST_CLASSES = 200
 MOST_CONFUSED = 20
@@ -65,7 +66,8 @@ def curves(records: Sequence[Mapping[str, Any]], main: str, best: int | None) ->
             Series("training", _points(records, f"{term}_loss"), "one"),
             Series("validation", _points(records, f"valid_{term}_loss"), "two", True),
         ]
-        drawn.append(charts.lines(f"{term} loss", series, ("update", "loss in nats"), best))
+        unit = "squared error" if term == NUMBER else "loss in nats"
+        drawn.append(charts.lines(f"{term} loss", series, ("update", unit), best))
     score = _points(records, f"valid_{main}")
     if score:
         name = main.replace("_", " ")
