@@ -49,5 +49,5 @@ def softmax_gradient(upper: Tensor, weights: Tensor) -> Tensor:
     keys = weights.shape[-1]
     if weights.dtype != torch.bfloat16 or keys >= VECTOR:
         return torch._softmax_backward_data(upper, weights, -1, weights.dtype)
-    columns = (one.view(-1, keys).t().contiguous() for one in (upper, weights))
-    return torch._softmax_backward_data(*columns, 0, weights.dtype).t().contiguous().view_as(weights)
+    left, right = (one.view(-1, keys).t().contiguous() for one in (upper, weights))
+    return torch._softmax_backward_data(left, right, 0, weights.dtype).t().contiguous().view_as(weights)
