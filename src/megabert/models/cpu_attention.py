@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megabert.models.cpu_linear import product
+from megabert.models.cpu_softmax import softmax_gradient, softmax_into
 from megabert.models.dropout import byte_threshold, draw_kept, from_bits, kept_scale, to_bits, zero_dropped
 
 BLOCK = 2**20
@@ -77,7 +78,7 @@ class BlockedAttention(torch.autograd.Function):
         context = _room(query, batch, length, heads, width)
         with torch.autocast("cpu", enabled=False):
             for block in _blocks(batch, heads, length * key.shape[2]):
-                used = weights[block] = torch.softmax(_scores(query, key, mask, block), dim=-1)
+                used = softmax_into(_scores(query, key, mask, block), weights[block])
                 if kept is not None:
                     used = zero_dropped(used, kept[block])
                 context[block[0], :, block[1]] = torch.matmul(used, value[block]).transpose(1, 2)
@@ -104,7 +105,7 @@ class BlockedAttention(torch.autograd.Function):
                     used = zero_dropped(used, kept[block])
                     weights_gradient = zero_dropped(weights_gradient, kept[block])
                 value_gradient[block] = torch.matmul(used.transpose(-1, -2), upper).mul_(ctx.scale)
-                scores_gradient = torch._softmax_backward_data(weights_gradient, probabilities, -1, query.dtype)
+                scores_gradient = softmax_gradient(weights_gradient, probabilities)
                 query_gradient[block] = torch.matmul(scores_gradient, key[block]).mul_(ctx.scaling)
                 key_gradient[block] = torch.matmul(scores_gradient.transpose(-1, -2), query[block])
         return query_gradient, key_gradient, value_gradient, None, None, None
@@ -135,7 +136,8 @@ def blocked_context(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     context = query.new_empty(batch, length, heads, width)
     with torch.autocast("cpu", enabled=False):
         for block in _blocks(batch, heads, length * key.shape[2]):
-            weights = torch.softmax(_scores(query, key, mask, block), dim=-1)
+            scores = _scores(query, key, mask, block)
+            weights = softmax_into(scores, torch.empty_like(scores))
             context[block[0], :, block[1]] = torch.matmul(weights, value[block]).transpose(1, 2)
     return context
 

@@ -8,7 +8,7 @@ weight the weight itself. Gradients are added up in float32, whatever the weight
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -194,6 +194,17 @@ class Weights:
         if whole:
             weights, masters = zip(*whole, strict=True)
             torch._foreach_copy_(weights, masters)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Know of an optimizer's updates, where not all weights have a master."""
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An optimizer's state by `<state>/<weight>` as that of the whole weights, to store."""
+        return dict(tensors)
+
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `whole` gave as a state of the masters."""
+        return dict(tensors)
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers that belong to the model's state, by name."""

@@ -46,7 +46,8 @@ def _load(trainer: Trainer, path: Path, *, whole: bool, own: bool) -> None:
     # Until the first update that was made (the loss scale may skip several) an optimizer has no state.
     if options.load_optim and (found.optimizer or trainer.progress.learned):
         _need(found.optimizer, "optimizer state", "--no-load-optim", path)
-        snapshot.load_optimizer(trainer.train_step.optimizer, weights.masters, found.optimizer, path)
+        optimizer = weights.parts(found.optimizer)
+        snapshot.load_optimizer(trainer.train_step.optimizer, weights.masters, optimizer, path)
     if options.load_rng:
         _need(found.random, "random state", "--no-load-rng", path)
         snapshot.set_random_state(found.random, trainer.device)
