@@ -5,9 +5,12 @@ row to the maximum, and once at its best: rows of like length together, padded t
 (unless --their-precision says another), dropout, batch size and learning rate, AdamW, clipping at 1.0. Rows are of
 SST-2's and of SQuAD's lengths, made here.
 
-A turn is so many updates behind two that warm up; its time is from the end of the one to that of the last, reading
-rows included. Batches differ in length, so what is compared is real tokens a second, told as examples of the mean
-length a second. At the end each side learns for a while, and the scores on the same held-out examples are told.
+A turn is so many updates behind two that warm up; the time of each is from the end of the one before, reading rows
+included. Batches differ in length, and `Trainer` at its best begins with the longest of 50: so a line is fitted to the
+seconds of a turn's updates over their real tokens, and what is compared is what it says of an update of the data's mean
+length. (Tokens a second would make a side the faster the longer its batches happen to be, since each update has costs
+that are the same for all.) At the end each side learns for a while, and the scores on the same held-out examples are
+told.
 
     python benchmarks/finetune.py --output bench.json
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import statistics
 import sys
@@ -61,8 +65,8 @@ class BenchmarkOptions:
         None, "of Trainer, which is fp32 where nobody asks for another; left out, as ours"
     )
     repetitions: int = option(5, "timed turns of each side", minimum=1)
-    sst2_steps: int = option(24, "updates in a turn of SST-2's lengths", minimum=2)
-    squad_steps: int = option(6, "updates in a turn of SQuAD's lengths", minimum=2)
+    sst2_steps: int = option(50, "updates in a turn of SST-2's lengths", minimum=4)
+    squad_steps: int = option(50, "updates in a turn of SQuAD's lengths", minimum=4)
     learning_steps: int = option(150, "updates before scores are compared; 0: no scores", minimum=0)
     lr: float = option(5e-4, "learning rate", minimum=0)
     threads: int = option(0, "CPU threads; 0: what PyTorch chooses", minimum=0)
@@ -94,11 +98,22 @@ class Work(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a turn did: its seconds, real tokens, and all places that went through the model."""
+    """What a turn did: of each update when it ended, its real tokens, and the places that went through the model.
 
-    seconds: float
-    tokens: int
-    places: int
+    The first of the ends is that of the last warm-up; tokens and places are of the updates behind it.
+    """
+
+    ended: Sequence[float]
+    tokens: Sequence[int]
+    places: Sequence[int]
+
+    def seconds(self, tokens: float) -> float:
+        """Seconds of an update of so many real tokens."""
+        each = [later - earlier for earlier, later in itertools.pairwise(self.ended)]
+        if len(set(self.tokens)) == 1:
+            return statistics.mean(each)
+        slope, start = statistics.linear_regression(self.tokens, each)
+        return start + slope * tokens
 
 
 def make_work(options: BenchmarkOptions, folder: Path, name: str) -> Work:
@@ -118,25 +133,24 @@ def make_work(options: BenchmarkOptions, folder: Path, name: str) -> Work:
     return Work(f"{name}.{ending}", task, folder, train, held_out, batch, steps)
 
 
-def tokens_of(work: Work) -> float:
-    """Mean real tokens of an example."""
-    return sum(one.length for one in work.train) / len({one.example for one in work.train})
+def lengths_of(work: Work) -> tuple[float, float]:
+    """Mean real tokens of a row, and rows of an example (its windows)."""
+    rows = len(work.train)
+    return sum(one.length for one in work.train) / rows, rows / len({one.example for one in work.train})
 
 
 def ours(options: BenchmarkOptions, work: Work, steps: int, *, score: bool = False) -> tuple[Turn, dict[str, float]]:
     """A turn of `megabert finetune`, and its scores if wanted."""
     ended: list[float] = []
-    tokens = places = 0
+    tokens: list[int] = []
+    places: list[int] = []
     original = TrainingStep.__call__
 
     def timed(step: TrainingStep, batches: Sequence[Mapping[str, torch.Tensor]], *rest: Any) -> Any:
-        nonlocal tokens, places
         report = original(step, batches, *rest)
         ended.append(time.perf_counter())
-        if len(ended) <= WARM_UP:
-            return report
-        tokens += sum(int(batch["attention_mask"].sum()) for batch in batches)
-        places += sum(batch["attention_mask"].numel() for batch in batches)
+        tokens.append(sum(int(batch["attention_mask"].sum()) for batch in batches))
+        places.append(sum(batch["attention_mask"].numel() for batch in batches))
         return report
 
     with tempfile.TemporaryDirectory() as place, mock.patch.object(TrainingStep, "__call__", timed):
@@ -154,7 +168,7 @@ def ours(options: BenchmarkOptions, work: Work, steps: int, *, score: bool = Fal
         if status:
             raise ValueError(f"megabert finetune failed: {told.getvalue().strip().splitlines()[-1]}")
         scores = json.loads((Path(place) / "run" / "scores.json").read_text())["validation"] if score else {}
-    return Turn(ended[-1] - ended[WARM_UP - 1], tokens, places), scores
+    return Turn(ended[WARM_UP - 1 :], tokens[WARM_UP:], places[WARM_UP:]), scores
 
 
 class _Clock(transformers.TrainerCallback):
@@ -201,8 +215,7 @@ def theirs(options: BenchmarkOptions, work: Work, steps: int, *, best: bool, sco
     scores = their_scores(work, model) if score else {}
     # A batch may have been read ahead of the last update.
     used = read[WARM_UP : WARM_UP + steps]
-    seconds = clock.ended[-1] - clock.ended[WARM_UP - 1]
-    return Turn(seconds, sum(tokens for tokens, _ in used), sum(places for _, places in used)), scores
+    return Turn(clock.ended[WARM_UP - 1 :], [tokens for tokens, _ in used], [places for _, places in used]), scores
 
 
 def their_scores(work: Work, model: Any) -> dict[str, float]:
@@ -221,16 +234,18 @@ def measure(options: BenchmarkOptions, work: Work) -> dict[str, Any]:
         "trainer": lambda steps, **more: theirs(options, work, steps, best=False, **more),
         "trainer at its best": lambda steps, **more: theirs(options, work, steps, best=True, **more),
     }
-    mean = tokens_of(work)
+    mean, windows = lengths_of(work)
+    # Rows of one width take the same time each: fewer updates tell it.
+    steps = dict.fromkeys(SIDES, work.steps) | {"trainer": max(4, work.steps // 8)}
     for side in sides.values():
         side(2)
     rates: dict[str, list[float]] = {name: [] for name in SIDES}
     filled: dict[str, float] = {}
     for turn in range(options.repetitions):
         for name, side in sides.items():
-            done, _ = side(work.steps)
-            rates[name].append(done.tokens / done.seconds / mean)
-            filled[name] = done.tokens / done.places
+            done, _ = side(steps[name])
+            rates[name].append(work.batch / windows / done.seconds(work.batch * mean))
+            filled[name] = sum(done.tokens) / sum(done.places)
         print(f"{work.name}, turn {turn + 1}: " + ", ".join(f"{name} {rate[-1]:.1f}" for name, rate in rates.items()),
               flush=True)  # fmt: skip
     scores = {}
@@ -238,7 +253,7 @@ def measure(options: BenchmarkOptions, work: Work) -> dict[str, Any]:
         for name in ("megabert", "trainer at its best"):
             scores[name] = sides[name](options.learning_steps, score=True)[1][work.task.main_score]
     return {
-        "tokens_of_an_example": mean, "filled": filled, "examples_per_second": rates,
+        "tokens_of_an_example": mean * windows, "filled": filled, "examples_per_second": rates,
         "median": {name: statistics.median(rate) for name, rate in rates.items()},
         "ratio": {name: statistics.median(rates["megabert"]) / statistics.median(rates[name]) for name in SIDES[1:]},
         "ratio_of_each_turn": {

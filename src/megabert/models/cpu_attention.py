@@ -8,14 +8,17 @@ that a processor's cache holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megabert.models.cpu_linear import product
-from megabert.models.dropout import byte_threshold, draw_kept, kept_scale, zero_dropped
+from megabert.models.cpu_softmax import softmax_gradient, softmax_into
+from megabert.models.dropout import byte_threshold, draw_kept, from_bits, kept_scale, to_bits, zero_dropped
 
 BLOCK = 2**20
 """Attention weights in one block."""
@@ -45,6 +48,21 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, block: tuple[slice,
     return scores if mask is None else scores.add_(_part(mask, *block))
 
 
+def _room(like: Tensor, *shape: int) -> Tensor:
+    """Memory of `like`'s dtype for what is kept for the way back.
+
+    NumPy's: PyTorch wants its memory aligned, for which the C library looks for more than that, so that what has passed
+    leaves holes which nothing of the same size fits.
+    """
+    return torch.from_numpy(np.empty(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
+
+
+def _copy(tensor: Tensor, factor: float = 1.0) -> Tensor:
+    """A contiguous copy of `tensor`, times a number."""
+    copy = _room(tensor, *tensor.shape).copy_(tensor)
+    return copy if factor == 1.0 else copy.mul_(factor)
+
+
 class BlockedAttention(torch.autograd.Function):
     """softmax(q k' + mask), dropped, times v; see `blocked_attention`."""
 
@@ -54,25 +72,24 @@ class BlockedAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, length, width = query.shape
         ctx.scaling, ctx.scale = scaling, kept_scale(threshold)
-        query = query.contiguous() * scaling
-        key = key.contiguous()
-        value = value.contiguous() * ctx.scale if threshold else value.contiguous()
-        weights = query.new_empty(batch, heads, length, key.shape[2])
+        query, key, value = _copy(query, scaling), _copy(key), _copy(value, ctx.scale)
+        weights = _room(query, batch, heads, length, key.shape[2])
         kept = draw_kept(weights.shape, threshold) if threshold else None
-        context = query.new_empty(batch, length, heads, width)
+        context = _room(query, batch, length, heads, width)
         with torch.autocast("cpu", enabled=False):
             for block in _blocks(batch, heads, length * key.shape[2]):
-                used = weights[block] = torch.softmax(_scores(query, key, mask, block), dim=-1)
+                used = softmax_into(_scores(query, key, mask, block), weights[block])
                 if kept is not None:
                     used = zero_dropped(used, kept[block])
                 context[block[0], :, block[1]] = torch.matmul(used, value[block]).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, weights, kept)
+        ctx.save_for_backward(query, key, value, weights, None if kept is None else to_bits(kept))
         return context
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
-        query, key, value, weights, kept = ctx.saved_tensors
+        query, key, value, weights, bits = ctx.saved_tensors
+        kept = None if bits is None else from_bits(bits, weights.shape)
         context_gradient = gradients[0].transpose(1, 2).contiguous()
 
         def empty(like: Tensor) -> Tensor:
@@ -88,7 +105,7 @@ class BlockedAttention(torch.autograd.Function):
                     used = zero_dropped(used, kept[block])
                     weights_gradient = zero_dropped(weights_gradient, kept[block])
                 value_gradient[block] = torch.matmul(used.transpose(-1, -2), upper).mul_(ctx.scale)
-                scores_gradient = torch._softmax_backward_data(weights_gradient, probabilities, -1, query.dtype)
+                scores_gradient = softmax_gradient(weights_gradient, probabilities)
                 query_gradient[block] = torch.matmul(scores_gradient, key[block]).mul_(ctx.scaling)
                 key_gradient[block] = torch.matmul(scores_gradient.transpose(-1, -2), query[block])
         return query_gradient, key_gradient, value_gradient, None, None, None
@@ -119,7 +136,8 @@ def blocked_context(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     context = query.new_empty(batch, length, heads, width)
     with torch.autocast("cpu", enabled=False):
         for block in _blocks(batch, heads, length * key.shape[2]):
-            weights = torch.softmax(_scores(query, key, mask, block), dim=-1)
+            scores = _scores(query, key, mask, block)
+            weights = softmax_into(scores, torch.empty_like(scores))
             context[block[0], :, block[1]] = torch.matmul(weights, value[block]).transpose(1, 2)
     return context
 

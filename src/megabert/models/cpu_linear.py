@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from megabert.models.dropout import serves
+from megabert.models.remade import kept_for
 
 FEWEST_ROWS = 8
 """Below, the call costs more than the product."""
@@ -50,19 +51,21 @@ class BiasedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
-        ctx.save_for_backward(input, weight)
+        ctx.recipe, kept = kept_for(input) if ctx.needs_input_grad[1] else (None, ())
+        ctx.save_for_backward(weight, *kept)
         return product(input, weight, bias)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
-        input, weight = ctx.saved_tensors
+        weight, *kept = ctx.saved_tensors
         upper = gradients[0].reshape(-1, weight.shape[0])
         first, second, third = ctx.needs_input_grad
-        return (
-            _times(upper, weight).view(input.shape) if first else None,
-            _times(upper.t(), input.reshape(-1, weight.shape[1])) if second else None,
-            upper.sum(0) if third else None,
-        )
+        lower = _times(upper, weight).view(*gradients[0].shape[:-1], weight.shape[1]) if first else None
+        weight_gradient = None
+        if second:
+            input = kept[0] if ctx.recipe is None else ctx.recipe.again(*kept)
+            weight_gradient = _times(upper.t(), input.reshape(-1, weight.shape[1]))
+        return lower, weight_gradient, upper.sum(0) if third else None
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -55,6 +55,16 @@ def draw_kept(shape: tuple[int, ...] | torch.Size, threshold: int) -> Tensor:
     return torch.from_numpy(words.view(np.uint8))[:count].view(shape).ge_(threshold)
 
 
+def to_bits(kept: Tensor) -> Tensor:
+    """uint8 tensor of 0 and 1, of any shape, as its bits in a row, eight in a number: for the way back."""
+    return torch.from_numpy(np.packbits(kept.numpy()))
+
+
+def from_bits(bits: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """What `to_bits` was given, of that shape."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape))).view(shape)
+
+
 def zero_dropped(tensor: Tensor, kept: Tensor) -> Tensor:
     """`tensor` with zeros where `kept` (uint8 of 0 and 1, same shape) is 0; a new tensor."""
     bits = BITS[tensor.element_size()]
@@ -75,19 +85,20 @@ def serves(tensor: Tensor) -> bool:
 
 
 class ByteDropout(torch.autograd.Function):
-    """x -> x * kept * scale; keeps one byte an element for the way back."""
+    """x -> x * kept * scale; keeps one bit an element for the way back."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, threshold: int) -> Tensor:  # noqa: D102
         kept = draw_kept(tensor.shape, threshold)
-        ctx.save_for_backward(kept)
+        ctx.save_for_backward(to_bits(kept))
         ctx.scale = kept_scale(threshold)
         return zero_dropped(tensor, kept).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: D102
-        return zero_dropped(gradients[0], ctx.saved_tensors[0]).mul_(ctx.scale), None
+        kept = from_bits(ctx.saved_tensors[0], gradients[0].shape)
+        return zero_dropped(gradients[0], kept).mul_(ctx.scale), None
 
 
 class ByteDropoutAndAdd(torch.autograd.Function):
@@ -96,7 +107,7 @@ class ByteDropoutAndAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor, residual: Tensor, threshold: int) -> Tensor:  # noqa: D102
         kept = draw_kept(tensor.shape, threshold)
-        ctx.save_for_backward(kept)
+        ctx.save_for_backward(to_bits(kept))
         ctx.scale = kept_scale(threshold)
         ctx.dtypes = (tensor.dtype, residual.dtype)
         return torch.add(residual, zero_dropped(tensor, kept), alpha=ctx.scale)
@@ -105,7 +116,8 @@ class ByteDropoutAndAdd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]  # noqa: D102
         (gradient,) = gradients
-        dropped = zero_dropped(gradient.to(ctx.dtypes[0]), ctx.saved_tensors[0]).mul_(ctx.scale)
+        kept = from_bits(ctx.saved_tensors[0], gradient.shape)
+        dropped = zero_dropped(gradient.to(ctx.dtypes[0]), kept).mul_(ctx.scale)
         return dropped, gradient.to(ctx.dtypes[1]), None
 
 

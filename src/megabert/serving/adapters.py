@@ -68,7 +68,8 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
         shutil.rmtree(folder)  # of this run, as it was scored before
     with new_folder(folder) as place:
         model.save_pretrained(str(place))
-        _name_class(place / "adapter_config.json", head_settings(model.get_base_model().config).layers)
+        config = model.get_base_model().config
+        _name_class(place / "adapter_config.json", head_settings(config).layers)  # type: ignore[arg-type]
 
 
 def _name_class(file: Path, layers: int | None) -> None:

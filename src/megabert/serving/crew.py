@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from megabert.parallel.options import ParallelOptions
+from megabert.training.embedding_rows import LookedUp
 from megabert.training.engine import Engine, LocalEngine
 from megabert.training.launch import chosen_device, launched
 from megabert.training.objective import Objective
@@ -68,8 +69,9 @@ class Crew(Protocol):
     described: str
 
     def step(
-        self, model: nn.Module, objective: Objective, options: TrainingOptions, *, rates: Rates, prepare: Prepare
-    ) -> tuple[TrainingStep, Team | None]:
+        self, model: nn.Module, objective: Objective, options: TrainingOptions, *, rates: Rates, prepare: Prepare,
+        looked_up: LookedUp | None = None,
+    ) -> tuple[TrainingStep, Team | None]:  # fmt: skip
         """What trains a model that has its whole weights, which is changed in place; who does it, if not one alone."""
         ...
 
@@ -97,11 +99,12 @@ class Solo:
         self.described = ""
 
     def step(
-        self, model: nn.Module, objective: Objective, options: TrainingOptions, *, rates: Rates, prepare: Prepare
-    ) -> tuple[TrainingStep, Team | None]:
+        self, model: nn.Module, objective: Objective, options: TrainingOptions, *, rates: Rates, prepare: Prepare,
+        looked_up: LookedUp | None = None,
+    ) -> tuple[TrainingStep, Team | None]:  # fmt: skip
         """As `Crew.step`."""
         prepare(model)
-        return make_step(model, objective, options, device=self.device, rates=rates), None
+        return make_step(model, objective, options, device=self.device, rates=rates, looked_up=looked_up), None
 
     def engine(self, model: nn.Module, objective: Objective) -> Engine:
         """As `Crew.engine`."""
@@ -137,9 +140,10 @@ class Together:
         self.described = f"{layout.world} processes: {layout}"
 
     def step(
-        self, model: nn.Module, objective: Objective, options: TrainingOptions, *, rates: Rates, prepare: Prepare
-    ) -> tuple[TrainingStep, Team | None]:
-        """As `Crew.step`."""
+        self, model: nn.Module, objective: Objective, options: TrainingOptions, *, rates: Rates, prepare: Prepare,
+        looked_up: LookedUp | None = None,
+    ) -> tuple[TrainingStep, Team | None]:  # fmt: skip
+        """As `Crew.step`; all rows of an embedding are trained."""
         from megabert.training.assembly import make_parallel_step, seed_streams
         from megabert.training.team import ManyProcesses, sharing_of
 

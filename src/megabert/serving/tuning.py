@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -28,6 +30,7 @@ from megabert.tasks.rows import GROUP_BATCHES, TrainingRows, padding
 from megabert.tokenization.base import Tokenizer
 from megabert.training import resume
 from megabert.training.batch_sizes import divided_among
+from megabert.training.embedding_rows import LookedUp
 from megabert.training.evaluate import Evaluation
 from megabert.training.loader import Rows, Stack
 from megabert.training.loop import Outcome, Trainer
@@ -118,7 +121,8 @@ class Tuning(Trainer):
         rows, stack, options = _batches(train, options, teaching, crew, tokenizer.pad_id, task, group)
         held_out = TrainingRows(validation[1], batch=1, seed=0, group=0) if validation else None
         rates = partial(_rate, decay=teaching.layer_decay, layers=model.config.num_hidden_layers)
-        step, team = crew.step(model, task.objective, options, rates=rates, prepare=prepare)
+        looked_up = _looked_up(model, train, tokenizer.pad_id)
+        step, team = crew.step(model, task.objective, options, rates=rates, prepare=prepare, looked_up=looked_up)
         super().__init__(
             model, task.objective, rows, held_out, options, folder=folder, identity=identity, device=step.device,
             stack=stack, count_tokens=lambda batch: int(batch["attention_mask"].sum()), train_step=step, team=team,
@@ -227,6 +231,17 @@ def _rate(name: str, *, decay: float, layers: int) -> float:
     if layer is not None:
         return decay ** (layers - int(layer[1]))
     return decay**layers if ".embeddings." in f".{name}" else 1.0
+
+
+def _looked_up(model: PreTrainedModel, train: Sequence[Features], pad_id: int) -> LookedUp:
+    """The words that the training rows have."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    seen = np.zeros(embedding.num_embeddings, dtype=bool)
+    seen[pad_id] = True
+    for one in train:
+        seen[one.input_ids] = True
+    return LookedUp(embedding, torch.from_numpy(seen.nonzero()[0]))
 
 
 def _batches(

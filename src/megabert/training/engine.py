@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megabert.training.objective import Batch
 from megabert.training.precision import Weights
+from megabert.training.split import float32_pieces
 
 Share = Callable[[Any, Batch], dict[str, Tensor]]
 """(outputs, batch) -> one number for each term."""
@@ -171,7 +172,10 @@ class Alone:
     def numbers(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, float], float]:
         """As `Exchange.numbers`."""
         gradients = self.weights.gradients()
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = torch.zeros(())
+        if gradients:
+            pieces = [piece for gradient in gradients for piece in float32_pieces(gradient)]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(pieces, dtype=torch.float32)))
         # One transfer for all numbers: on a GPU this is the only place where the host waits.
         numbers = torch.stack([*(value.float() for value in losses.values()), norm.float()]).tolist()
         return dict(zip(losses, numbers[:-1], strict=True)), numbers[-1]

@@ -296,7 +296,8 @@ class Trainer:
         # A copy: training goes on counting while this is written.
         moment = snapshot.Snapshot(weights.state(), identity=self.identity, state=copy.deepcopy(parts))
         if self.options.save_optim:
-            moment.optimizer = snapshot.optimizer_tensors(self.train_step.optimizer, weights.masters)
+            tensors = snapshot.optimizer_tensors(self.train_step.optimizer, weights.masters)
+            moment.optimizer = weights.whole(tensors)
         if self.options.save_rng:
             moment.random = snapshot.random_state(self.device)
         self.saver.start(moment, lambda copied: self.checkpoints.save(step, copied, best=best))

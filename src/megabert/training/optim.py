@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from megabert.training.options import OptimizerOptions
 from megabert.training.precision import Weights, is_norm
+from megabert.training.split import SplitAdamW
 
 
 def undecayed(model: nn.Module) -> set[str]:
@@ -76,7 +77,8 @@ def make_optimizer(
         raise ValueError("the model has no weights to train: every parameter has requires_grad=False")
     betas = (options.adam_beta1, options.adam_beta2)
     if options.optimizer == "adam":
-        return torch.optim.AdamW(groups, lr=options.lr, betas=betas, eps=options.adam_eps, fused=True)
+        return SplitAdamW(groups, weights.halves, lr=options.lr, betas=betas, eps=options.adam_eps)
+    assert not weights.halves, f"{options.optimizer} knows no split masters"
     if options.optimizer == "lamb":
         return Lamb(groups, lr=options.lr, betas=betas, eps=options.adam_eps, lengths=lengths)
     return torch.optim.SGD(groups, lr=options.lr, momentum=options.sgd_momentum)

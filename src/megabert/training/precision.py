@@ -1,14 +1,14 @@
 """Weights in half precision with float32 masters beside them; in float32 there are no copies.
 
 The model computes with its own weights (bfloat16 or float16, or float32 where a flag keeps them so). The optimizer
-only ever sees the masters: for a half weight a float32 copy, for a float32 weight the weight itself. Gradients are
-added up in float32, whatever the weights are.
+only ever sees the masters: for a half weight a float32 copy (which may be split: `training.split`), for a float32
+weight the weight itself. Gradients are added up in float32, whatever the weights are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from megabert.training.options import PrecisionOptions, check_precision
+from megabert.training.split import Halves, splits, stand_in
 
 _NORM = re.compile(r"layernorm|layer_norm|rmsnorm", re.IGNORECASE)
 
@@ -47,14 +48,23 @@ class Weights:
     Args:
         model: the model, or the parts of one that a process holds; names do not repeat among them.
         tables: names of weights that are copies of an embedding that another process has: they keep its format.
+        split: of large bfloat16 weights on a CPU keep no master but what they lack to it; `masters` then has
+            stand-ins, whose values `exact` knows, and the optimizer must be one that can (`split.SplitAdamW`).
     """
 
     def __init__(
-        self, model: nn.Module | Sequence[nn.Module], options: PrecisionOptions, *, tables: Collection[str] = ()
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        options: PrecisionOptions,
+        *,
+        tables: Collection[str] = (),
+        split: bool = False,
     ):
         self.modules = [model] if isinstance(model, nn.Module) else list(model)
         self.half = half_of(options)
         self.masters: dict[str, nn.Parameter] = {}
+        self.halves: dict[nn.Parameter, Halves] = {}
+        self._split = split and self.half == torch.bfloat16
         self._half_weights: list[Tensor] = []
         self._half_masters: list[Tensor] = []
         self._shards: list[tuple[DTensor, nn.Parameter]] = []
@@ -95,11 +105,16 @@ class Weights:
             parameter.data = parameter.data.to(target)
             return
         numbers = parameter.data.to(torch.float32)
-        parameter.data = numbers if target == torch.float32 else parameter.data.to(target)
         if target == torch.float32:
+            parameter.data = numbers
             self.masters[name] = parameter
             return
-        master = nn.Parameter(numbers)
+        if self._split and splits(numbers):
+            master = stand_in(numbers)
+            self.halves[master] = Halves(parameter, numbers)
+        else:
+            parameter.data = parameter.data.to(target)
+            master = nn.Parameter(numbers)
         self.masters[name] = master
         self._half_weights.append(parameter)
         self._half_masters.append(master)
@@ -126,9 +141,12 @@ class Weights:
                 continue
             gradient, weight.grad = weight.grad, None
             if master.grad is None:
-                # At once, so that the two gradients of all weights are not there together.
-                master.grad = gradient.to(master.dtype)
+                # At once, so that the two gradients of all weights are not there together. One that nothing is added
+                # to stays as it is where the master is split, and becomes float32 as it is used.
+                master.grad = gradient if master in self.halves else gradient.to(master.dtype)
                 continue
+            if master.grad.dtype != master.dtype:
+                master.grad = master.grad.to(master.dtype)
             sources.append(gradient)
             targets.append(master.grad)
         if not sources:
@@ -165,14 +183,28 @@ class Weights:
                 master.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """The float32 gradients that the last backward passes left."""
+        """The gradients that the last backward passes left; float32, or of a split master the only one, as it came."""
         return [master.grad for master in self.masters.values() if master.grad is not None]
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the half weights."""
-        if self._half_weights:
-            torch._foreach_copy_(self._half_weights, self._half_masters)
+        """Round the masters into the half weights; split ones are."""
+        pairs = zip(self._half_weights, self._half_masters, strict=True)
+        whole = [(weight, master) for weight, master in pairs if master not in self.halves]
+        if whole:
+            weights, masters = zip(*whole, strict=True)
+            torch._foreach_copy_(weights, masters)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Know of an optimizer's updates, where not all weights have a master."""
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An optimizer's state by `<state>/<weight>` as that of the whole weights, to store."""
+        return dict(tensors)
+
+    def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `whole` gave as a state of the masters."""
+        return dict(tensors)
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers that belong to the model's state, by name."""
@@ -180,12 +212,21 @@ class Weights:
             persistent = module.state_dict(keep_vars=True)
             yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
 
+    def exact(self, master: Tensor) -> Tensor:
+        """The float32 numbers of a master: a copy where it is split. Any other tensor is its own."""
+        return self.halves[master].whole() if master in self.halves else master.detach()  # type: ignore[index]
+
+    def _stored(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = dict(item for module in self.modules for item in module.named_parameters())
+        return tensors | dict(self.buffers()) | self.masters
+
+    def outline(self) -> dict[str, Tensor]:
+        """`state`, of split masters their shapes only."""
+        return {name: tensor.detach() for name, tensor in self._stored().items()}
+
     def state(self) -> dict[str, Tensor]:
         """Everything to store of the model: float32 trainable weights, other weights and buffers as they are."""
-        tensors = {name: weight.detach() for module in self.modules for name, weight in module.named_parameters()}
-        tensors.update({name: buffer.detach() for name, buffer in self.buffers()})
-        tensors.update({name: master.detach() for name, master in self.masters.items()})
-        return tensors
+        return {name: self.exact(tensor) for name, tensor in self._stored().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's state dict, tied names included, with the exact float32 weights: to load into a fresh model."""
@@ -196,7 +237,7 @@ class Weights:
             if name in self.masters
         }
         return {
-            name: (self.masters[exact[id(tensor)]] if id(tensor) in exact else tensor).detach()
+            name: self.exact(self.masters[exact[id(tensor)]] if id(tensor) in exact else tensor)
             for module in self.modules
             for name, tensor in module.state_dict(keep_vars=True).items()
         }
@@ -204,8 +245,11 @@ class Weights:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take the tensors of `state` (names and shapes checked by the caller), and publish them."""
-        for name, tensor in self.state().items():
-            tensor.copy_(tensors[name])
+        for name, tensor in self._stored().items():
+            if tensor in self.halves:
+                self.halves[tensor].take(tensors[name])  # type: ignore[index]
+            else:
+                tensor.copy_(tensors[name])
         self.publish()
 
 

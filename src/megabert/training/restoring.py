@@ -34,8 +34,8 @@ def _load(trainer: Trainer, path: Path, *, whole: bool, own: bool) -> None:
     """Take a checkpoint: all of it when `whole`, else the weights. `own`: it lies in this run's folder."""
     weights = trainer.train_step.weights
     with trainer.checkpoints.advising(own):
-        found = trainer.checkpoints.read(path, weights.state(), weights.masters)
-    snapshot.check_weights(weights.state(), found.weights, path)
+        found = trainer.checkpoints.read(path, weights.outline(), weights.masters)
+    snapshot.check_weights(weights.outline(), found.weights, path)
     weights.load(found.weights)
     if not whole:
         trainer.say(f"starting from the weights of {path}")
@@ -46,7 +46,8 @@ def _load(trainer: Trainer, path: Path, *, whole: bool, own: bool) -> None:
     # Until the first update that was made (the loss scale may skip several) an optimizer has no state.
     if options.load_optim and (found.optimizer or trainer.progress.learned):
         _need(found.optimizer, "optimizer state", "--no-load-optim", path)
-        snapshot.load_optimizer(trainer.train_step.optimizer, weights.masters, found.optimizer, path)
+        optimizer = weights.parts(found.optimizer)
+        snapshot.load_optimizer(trainer.train_step.optimizer, weights.masters, optimizer, path)
     if options.load_rng:
         _need(found.random, "random state", "--no-load-rng", path)
         snapshot.set_random_state(found.random, trainer.device)

@@ -138,11 +138,12 @@ def derived_random(states: Mapping[str, Tensor], stream: int) -> dict[str, Tenso
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimizer's state as `<state>/<weight name>` -> tensor."""
+    """The optimizer's state as `<state>/<weight name>` -> tensor, of weights that it has changed."""
     tensors = {}
     for name, master in masters.items():
-        for key, value in optimizer.state.get(master, {}).items():
-            if isinstance(value, Tensor):
+        state = optimizer.state.get(master, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and state.get("step") != 0:
                 tensors[f"{key}/{name}"] = value
     return tensors
 
@@ -163,4 +164,8 @@ def load_optimizer(
         # AdamW's fused kernel wants its step counter beside the weight; LAMB's counter lies on the CPU.
         place = master.device if kind != "step" or isinstance(optimizer, torch.optim.AdamW) else torch.device("cpu")
         # A copy: what was read may still lie in the checkpoint's file, which will be removed in time.
-        optimizer.state[master][kind] = value.to(place, copy=True)
+        there = optimizer.state[master].get(kind)
+        if there is None:
+            optimizer.state[master][kind] = value.to(place, copy=True)
+        else:
+            there.copy_(value)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from megabert.training.cuda_graphs import GraphedForward
+from megabert.training.embedding_rows import LookedUp, weights_of
 from megabert.training.engine import Alone, Engine, Exchange, LocalEngine
 from megabert.training.objective import Batch, Objective
 from megabert.training.optim import Rates, make_optimizer
@@ -131,8 +132,8 @@ class TrainingStep:
 
     def params_norm(self) -> float:
         """The L2 norm of all weights."""
-        masters = self.weights.masters
-        return self.exchange.total({name: master.detach().square().sum() for name, master in masters.items()}) ** 0.5
+        masters = {name: self.weights.exact(master) for name, master in self.weights.masters.items()}
+        return self.exchange.total({name: master.square().sum() for name, master in masters.items()}) ** 0.5
 
     def _fault(self, losses: dict[str, float], finite_loss: bool) -> str:
         if not finite_loss:
@@ -164,6 +165,7 @@ def make_step(
     device: torch.device | None = None,
     rates: Rates = lambda _: 1.0,
     cuda_graphs: bool = False,
+    looked_up: LookedUp | None = None,
 ) -> TrainingStep:
     """A step with the weights, optimizer and loss scale that the options ask for.
 
@@ -172,23 +174,26 @@ def make_step(
     Args:
         rates: of weights that learn faster or slower than others.
         cuda_graphs: capture the forward and backward pass (`cuda_graphs.check_cuda_graphs` says when that can be).
+        looked_up: the rows of an embedding that are ever looked up, where they are known.
 
     Raises:
         ValueError: options that exclude each other, or a model with nothing to train.
     """
     place = device or next(model.parameters()).device
     model.to(place).train()
-    weights = Weights(model, options)
+    weights = weights_of(model, options, looked_up, split=options.optimizer == "adam")
     forward = torch.compile(model) if options.compile else model
     arm = None
     if cuda_graphs:
         forward = GraphedForward(model, forward, place)
         arm = forward.arm
     engine = LocalEngine(model, objective.targets, place, forward=forward, arm=arm)
+    optimizer = make_optimizer(weights, options, rates=rates)
+    weights.follow(optimizer)
     return TrainingStep(
         weights,
         objective,
-        make_optimizer(weights, options, rates=rates),
+        optimizer,
         make_scaler(options),
         engine=engine,
         exchange=Alone(weights),

@@ -83,9 +83,9 @@ def test_less_is_kept(results):
     assert kept["the first two"] == pytest.approx(
         kept["each layer"] + 0.6 * (kept["nothing"] - kept["each layer"]), rel=0.1
     )
-    # a layer's weights and their dropout mask: [batch, heads, seq, seq] float32 and one byte each
+    # a layer's weights and their dropout mask: [batch, heads, seq, seq] float32 and one bit each
     spared = kept["nothing"] - kept["attention"]
-    assert spared == pytest.approx(LAYERS * 3 * 4 * LENGTH * LENGTH * 5, rel=0.01)
+    assert spared == pytest.approx(LAYERS * 3 * 4 * LENGTH * LENGTH * (4 + 1 / 8), rel=0.01)
 
 
 @pytest.mark.parametrize("way", ["groups of two", "the first two", "attention"])

@@ -21,6 +21,7 @@ from megabert.models.attention import attend
 from megabert.models.bert.config import check_heads, settings
 from megabert.models.cpu_linear import Linear
 from megabert.models.dropout import Dropout, drop_and_add
+from megabert.models.remade import remade
 
 
 class LayerNorm(nn.LayerNorm):
@@ -35,8 +36,12 @@ class LayerNorm(nn.LayerNorm):
         kind = input.device.type
         mixed = kind == "cpu" and self.weight.dtype == torch.float32
         if input.dtype == self.weight.dtype or mixed or torch.is_autocast_enabled(kind):
-            return super().forward(input)
+            normed = super().forward(input)
+            return remade(normed, input.shape[-1], self._again, input, self.weight, self.bias)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+    def _again(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return nn.functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class OutputLinear(Linear):
@@ -222,7 +227,9 @@ class MegatronBertIntermediate(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch, seq, hidden] -> [batch, seq, intermediate]."""
-        return self.intermediate_act_fn(self.dense(hidden_states))
+        projected = self.dense(hidden_states)
+        act = self.intermediate_act_fn
+        return remade(act(projected), hidden_states.shape[-1], act, projected)
 
 
 class MegatronBertOutput(nn.Module):
