@@ -36,6 +36,7 @@ class Learned:
         score: the one that is compared.
         flags: besides the common ones.
         examples: at most so many of the training file; 0: all.
+        lr: highest learning rate.
     """
 
     task: str
@@ -45,11 +46,12 @@ class Learned:
     epochs: int
     examples: int = 0
     flags: tuple[str, ...] = ()
+    lr: float = 4e-4
 
 
 TASKS = {
     "SST-2": Learned("sst-2", "glue/SST-2/train.tsv", "glue/SST-2/dev.tsv", "accuracy", 2, 12_000),
-    "CoLA": Learned("cola", "glue/CoLA/train.tsv", "glue/CoLA/dev.tsv", "matthews", 4),
+    "CoLA": Learned("cola", "glue/CoLA/train.tsv", "glue/CoLA/dev.tsv", "matthews", 8, lr=2e-4),
     "MRPC": Learned("mrpc", "glue/MRPC/train.tsv", "glue/MRPC/dev.tsv", "f1", 3),
     "RTE": Learned("rte", "glue/RTE/train.tsv", "glue/RTE/dev.tsv", "accuracy", 3),
     "SQuAD, split by article": Learned(
@@ -70,7 +72,7 @@ class LearningOptions:
     model: Path = option(Path("runs/mini"), "the encoder", example="runs/mini")
     work: Path = option(Path("runs/learning"), "folder for the runs")
     tasks: tuple[str, ...] = option(tuple(TASKS), "which ones", example="SST-2 CoLA")
-    lr: float = option(4e-4, "highest learning rate", above=0)
+    lr: float | None = option(None, "highest learning rate; left out, each task's own", above=0, example="2e-4")
     output: Path | None = option(None, "write the result as JSON to this file", example="learning.json")
 
 
@@ -120,8 +122,8 @@ def learn(name: str, options: LearningOptions, *, scratch: bool) -> list[float]:
         command = [
             sys.executable, "-m", "megabert", "finetune", task.task, "--model", str(options.model),
             "--train-file", str(train), "--validation-file", str(validation), "--epochs", str(task.epochs),
-            "--lr", str(options.lr), "--seeds", str(SEEDS), "--log-interval", "100000", "--save", str(folder), "--bf16",
-            *task.flags, *(["--from-scratch"] if scratch else []),
+            "--lr", str(options.lr or task.lr), "--seeds", str(SEEDS), "--log-interval", "100000", "--bf16",
+            "--save", str(folder), *task.flags, *(["--from-scratch"] if scratch else []),
         ]  # fmt: skip
         print("$ megabert " + " ".join(command[3:]), flush=True)
         if subprocess.run(command, check=False).returncode:
