@@ -113,13 +113,7 @@ class RowsInUse:
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Decay the rows that are not in use with each update that this optimizer makes of those that are."""
 
-        made = 0
-
         def updated(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            nonlocal made
-            if int(optimizer.state[self.weight]["step"]) == made:
-                return  # a step that calls the step of its base class tells of itself twice
-            made = int(optimizer.state[self.weight]["step"])
             group = next(one for one in optimizer.param_groups if any(each is self.weight for each in one["params"]))
             factor = 1 - group["lr"] * group["weight_decay"]
             if factor != 1:
@@ -177,7 +171,7 @@ class RowWeights(Weights):
     def state(self) -> dict[str, Tensor]:
         """As `Weights.state`."""
         self.rows.settle()
-        return super().state() | {self.name: self.rows.table.detach()}
+        return super().state()
 
     def state_dict(self) -> dict[str, Tensor]:
         """As `Weights.state_dict`."""

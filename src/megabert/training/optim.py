@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megabert.training.options import OptimizerOptions
 from megabert.training.precision import Weights, is_norm
-from megabert.training.split import SplitAdamW
+from megabert.training.split import SplitAdamW, evaluated
 
 
 def undecayed(model: nn.Module) -> set[str]:
@@ -77,7 +77,9 @@ def make_optimizer(
         raise ValueError("the model has no weights to train: every parameter has requires_grad=False")
     betas = (options.adam_beta1, options.adam_beta2)
     if options.optimizer == "adam":
-        return SplitAdamW(groups, weights.halves, lr=options.lr, betas=betas, eps=options.adam_eps)
+        if weights.halves:
+            return SplitAdamW(groups, weights.halves, lr=options.lr, betas=betas, eps=options.adam_eps)
+        return torch.optim.AdamW(groups, lr=options.lr, betas=betas, eps=options.adam_eps, fused=True)
     assert not weights.halves, f"{options.optimizer} knows no split masters"
     if options.optimizer == "lamb":
         return Lamb(groups, lr=options.lr, betas=betas, eps=options.adam_eps, lengths=lengths)
@@ -109,10 +111,7 @@ class Lamb(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one update of all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:

@@ -79,6 +79,14 @@ def float32_pieces(gradient: Tensor) -> Sequence[Tensor]:
     return [gradient] if gradient.dtype == torch.float32 else gradient.reshape(-1).split(PIECE)
 
 
+def evaluated(closure: Callable[[], float] | None) -> float | None:
+    """The loss of what an optimizer's step is given to make gradients; None where it is given nothing."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class SplitAdamW(torch.optim.AdamW):
     """AdamW, fused, whose split masters are joined, updated and split again piece by piece. Its numbers are AdamW's.
 
@@ -104,10 +112,7 @@ class SplitAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one update of all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         split = []
         for group in self.param_groups:
             for master in group["params"]:
