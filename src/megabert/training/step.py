@@ -132,8 +132,9 @@ class TrainingStep:
 
     def params_norm(self) -> float:
         """The L2 norm of all weights."""
-        masters = {name: self.weights.exact(master) for name, master in self.weights.masters.items()}
-        return self.exchange.total({name: master.square().sum() for name, master in masters.items()}) ** 0.5
+        exact = self.weights.exact
+        squares = {name: exact(master).square().sum() for name, master in self.weights.masters.items()}
+        return self.exchange.total(squares) ** 0.5
 
     def _fault(self, losses: dict[str, float], finite_loss: bool) -> str:
         if not finite_loss:
