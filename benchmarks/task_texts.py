@@ -15,8 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from learning import TASKS
 from megabert import runtime
 from megabert.config import option, parse
+from megabert.tasks import catalogue
+from megabert.tasks.words import WordsExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +30,8 @@ class TextOptions:
     output: Path = option(Path("task-texts.jsonl"), "the file to write", example="task-texts.jsonl")
 
 
-def columns(path: Path, chosen: slice, *, header: bool) -> Iterator[list[str]]:
-    """Those columns of each line of one of GLUE's files, which quote nothing."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    yield from (line.split("\t")[chosen] for line in lines[header:])
-
-
-def sentences_of_words(path: Path) -> Iterator[str]:
-    """The sentences of a file with a word and its label a line."""
-    words: list[str] = []
-    for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
-        if line.strip():
-            words.append(line.split("\t")[0].strip())
-        elif words:
-            yield " ".join(words)
-            words = []
+DOCUMENTS = {"SST-2": 10, "CoLA": 10, "MRPC": 2, "RTE": 2, "ChemProt": 4, "BC5CDR": 4}
+"""Of each task, how many sentences a document gets; two where examples are pairs: those of one example."""
 
 
 def gathered(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -54,17 +44,18 @@ def documents(data: Path) -> Iterator[list[str]]:
     """Each document's sentences.
 
     Raises:
-        OSError: a file is not there.
+        ValueError: a file is not there, or is not as its task wants it.
     """
-    glue = data / "glue"
-    yield from gathered((row[0] for row in columns(glue / "SST-2/train.tsv", slice(0, 1), header=True)), 10)
-    yield from gathered((row[0] for row in columns(glue / "CoLA/train.tsv", slice(3, 4), header=False)), 10)
-    for name, chosen in (("MRPC", slice(3, 5)), ("RTE", slice(1, 3))):
-        for pair in columns(glue / name / "train.tsv", chosen, header=True):
-            yield from gathered(pair, 2)
-    relations = (data / "biore/chemprot/train.txt").read_text(encoding="utf-8").splitlines()
-    yield from gathered((json.loads(line)["text"] for line in relations), 4)
-    yield from gathered(sentences_of_words(data / "bioner/BC5CDR-IOB/train.tsv"), 4)
+    for name, size in DOCUMENTS.items():
+        single: list[str] = []
+        for example in catalogue.make(TASKS[name].task, {}).examples(data / TASKS[name].train):
+            if isinstance(example, WordsExample):
+                single.append(" ".join(example.words))
+            elif example.text_pair is None:
+                single.append(example.text)
+            else:
+                yield from gathered((example.text, example.text_pair), size)
+        yield from gathered(single, size)
 
 
 def main() -> int:
