@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from megabert.models import cpu_linear
+from megabert.models.bert.layers import MegatronBertIntermediate
 from megabert.models.cpu_linear import Linear, linear
 
 FITS = cpu_linear.has_product(torch.float32)
@@ -18,9 +20,9 @@ def products(monkeypatch) -> list[torch.Size]:
     seen = []
     product = cpu_linear.product
 
-    def counted(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    def counted(left: Tensor, right: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
         seen.append(left.shape)
-        return product(left, right, bias)
+        return product(left, right, bias, activation)
 
     monkeypatch.setattr(cpu_linear, "product", counted)
     return seen
@@ -95,3 +97,35 @@ def test_a_part_of_a_tensor_and_frozen_weights(products):
     torch.testing.assert_close(wide.grad, weight.detach().sum(0).expand_as(wide), rtol=1e-5, atol=1e-4)
     assert layer.weight.grad is None
     assert len(products) == 2 * FITS  # there, and back to the input alone
+
+
+def intermediate(act: str = "gelu") -> MegatronBertIntermediate:
+    torch.manual_seed(5)
+    return MegatronBertIntermediate(
+        transformers.MegatronBertConfig(hidden_size=24, intermediate_size=40, num_attention_heads=2, hidden_act=act)
+    )
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_python", "relu"])
+def test_an_answering_mlp_gives_what_a_learning_one_gives(act, products):
+    mlp, (input, _, _) = intermediate(act), arguments()
+    wanted = mlp(input)
+    del products[:]
+    with torch.inference_mode():
+        torch.testing.assert_close(mlp(input), wanted.detach(), rtol=1e-5, atol=1e-6)
+    assert len(products) == FITS
+    assert (wanted.detach() < 0).any() == (act != "relu")
+
+
+@pytest.mark.parametrize("place", ["dense", "intermediate_act_fn"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_an_answering_mlp_see_what_is_before_the_gelu(place, kind):
+    mlp, (input, _, _) = intermediate(), arguments()
+    seen: list[Tensor] = []
+    getattr(getattr(mlp, place), kind)(lambda _module, given, *made: seen.append(made[0] if made else given[0]))
+    with torch.no_grad():
+        result, projected = mlp(input), nn.functional.linear(input, mlp.dense.weight, mlp.dense.bias)
+    is_before_the_product = (place, kind) == ("dense", "register_forward_pre_hook")
+    is_after_the_gelu = (place, kind) == ("intermediate_act_fn", "register_forward_hook")
+    wanted = input if is_before_the_product else result if is_after_the_gelu else projected
+    torch.testing.assert_close(seen, [wanted], rtol=1e-5, atol=1e-6)

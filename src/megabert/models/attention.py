@@ -33,8 +33,8 @@ from megabert.models.packed_attention import (
 SHORTEST_BLOCKED = 32
 """Queries from which on blocks are the faster way in bfloat16; below, starting each product costs more."""
 
-SHORTEST_HEADWISE = 128
-"""The same in float32, by the products of `cpu_linear`: head by head, so that starting costs more."""
+SHORTEST_HEADWISE = 256
+"""The same in float32, by the products of `cpu_linear`: head by head, and a short one is too little for two threads."""
 
 
 def eager_attention(

@@ -79,19 +79,25 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         [..., n].
     """
-    if (
-        bias is None
-        or not (serves(input) and serves(weight) and serves(bias))
-        or not input.dtype == weight.dtype == bias.dtype
-        or input.numel() < FEWEST_ROWS * weight.shape[1]
-        or not has_product(input.dtype)
-        or torch.is_autocast_enabled("cpu")
-        or forward_ad._current_level >= 0  # of the two ways to differentiate, there is one back only
-    ):
+    if bias is None or not _takes(input, weight, bias):
         return nn.functional.linear(input, weight, bias)
     if torch.is_grad_enabled():
         return BiasedProduct.apply(input, weight, bias)  # type: ignore[return-value]
     return product(input, weight, bias)
+
+
+def _takes(input: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether these go through `product`."""
+    return (
+        serves(input)
+        and serves(weight)
+        and serves(bias)
+        and input.dtype == weight.dtype == bias.dtype
+        and input.numel() >= FEWEST_ROWS * weight.shape[1]
+        and has_product(input.dtype)
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0  # of the two ways to differentiate, there is one back only
+    )
 
 
 class Linear(nn.Linear):
@@ -100,3 +106,16 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         return linear(input, self.weight, self.bias)
+
+
+def gelu_of(module: nn.Module, input: Tensor) -> Tensor | None:
+    """The exact GELU of what `module` makes of `input` [..., in_features], in one pass over the result.
+
+    None where that must be done in two: while something is learnt, and where the module is no `Linear`, has no bias or
+    has hooks, which are to see what is before the GELU.
+    """
+    if torch.is_grad_enabled() or type(module) is not Linear or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if module.bias is None or not _takes(input, module.weight, module.bias):
+        return None
+    return product(input, module.weight, module.bias, "gelu")

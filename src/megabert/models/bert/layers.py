@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import MegatronBertConfig
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from megabert.models.attention import attend
 from megabert.models.bert.config import check_heads, settings
-from megabert.models.cpu_linear import Linear
+from megabert.models.cpu_linear import Linear, gelu_of
 from megabert.models.dropout import Dropout, drop_and_add
 from megabert.models.remade import remade
 
@@ -227,9 +227,18 @@ class MegatronBertIntermediate(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch, seq, hidden] -> [batch, seq, intermediate]."""
+        answer = gelu_of(self.dense, hidden_states) if self.has_gelu() else None
+        if answer is not None:
+            return answer
         projected = self.dense(hidden_states)
         act = self.intermediate_act_fn
         return remade(act(projected), hidden_states.shape[-1], act, projected)
+
+    def has_gelu(self) -> bool:
+        """Whether the activation is the exact GELU, with nothing hooked to it."""
+        act = self.intermediate_act_fn
+        hooked = act._forward_hooks or act._forward_pre_hooks
+        return isinstance(act, GELUActivation) and act.act is nn.functional.gelu and not hooked
 
 
 class MegatronBertOutput(nn.Module):

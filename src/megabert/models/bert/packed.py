@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers.activations import GELUActivation
 
 from megabert.models.bert.layers import MegatronBertIntermediate
 from megabert.models.cpu_linear import Linear, has_product, product
@@ -48,17 +46,12 @@ def pack(model: nn.Module) -> None:
         for weight in module.parameters(recurse=False):
             users[id(weight)] = users.get(id(weight), 0) + 1
     for module in list(model.modules()):
-        if isinstance(module, MegatronBertIntermediate) and _packs(module.dense) and _is_gelu(module):
+        if isinstance(module, MegatronBertIntermediate) and _packs(module.dense) and module.has_gelu():
             module.dense = PackedLinear(module.dense, "gelu")  # type: ignore[assignment]
             module.intermediate_act_fn = nn.Identity()
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and _packs(child) and users[id(child.weight)] == 1:
                 setattr(module, name, PackedLinear(child))
-
-
-def _is_gelu(module: MegatronBertIntermediate) -> bool:
-    act = module.intermediate_act_fn
-    return isinstance(act, GELUActivation) and act.act is functional.gelu
 
 
 def _packs(module: nn.Linear) -> bool:
