@@ -6,10 +6,13 @@ Source: Shoeybi et al. 2019 (`enter`, `leave`: their f and g), Korthikanti et al
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.distributed.distributed_c10d import _resolve_process_group
 
 # torch 2.13 has new names for these two and warns of the old ones, which 2.11 has.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -80,31 +83,76 @@ class _Border(torch.autograd.Function):
         return _WAYS[ctx.back](gradients[0], ctx.group), None, None, None
 
 
+def _group(name: Any) -> ProcessGroup:
+    return _resolve_process_group(name)
+
+
+@torch.library.custom_op("megabert::border", mutates_args=())
+def _compiled_border(tensor: Tensor, group: str, there: str, back: str) -> Tensor:
+    """`_Border` for code that torch captures: one operator, which it does not look into.
+
+    torch 2.11 captures a message inside an `autograd.Function` without its gradient, and says nothing.
+    """
+    result = _WAYS[there](tensor, _group(group))
+    # An operator's result is its own, and lies as the one without numbers below.
+    return result.clone(memory_format=torch.contiguous_format) if result.data_ptr() == tensor.data_ptr() else result
+
+
+@_compiled_border.register_fake
+def _(tensor: Tensor, group: str, there: str, back: str) -> Tensor:
+    batch, length, *rest = tensor.shape
+    processes = _group(group).size()
+    if there == "joined":
+        length *= processes
+    elif there in ("part_of", "added_part"):
+        length //= processes
+    return tensor.new_empty(batch, length, *rest)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, str, str, str], output: Tensor) -> None:
+    _, *ctx.border = inputs
+
+
+def _compiled_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    group, there, back = ctx.border
+    return _compiled_border(gradient, group, back, there), None, None, None
+
+
+_compiled_border.register_autograd(_compiled_gradient, setup_context=_remember)
+
+
+def _border(tensor: Tensor, group: ProcessGroup, there: str, back: str) -> Tensor:
+    """`there` on the way forward, `back` on the way back."""
+    if torch.compiler.is_compiling():
+        return _compiled_border(tensor, group.group_name, there, back)
+    return _Border.apply(tensor, group, there, back)  # type: ignore[return-value]
+
+
 def enter(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """Whole -> whole, about to be used by each process's part: its gradients are added up."""
-    return _Border.apply(tensor, group, "same", "added")  # type: ignore[return-value]
+    return _border(tensor, group, "same", "added")
 
 
 def leave(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """Each process's summand -> the sum."""
-    return _Border.apply(tensor, group, "added", "same")  # type: ignore[return-value]
+    return _border(tensor, group, "added", "same")
 
 
 def enter_from_sequence(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """A part of the sequence -> all of it, about to be used by each process's part of the matrices."""
-    return _Border.apply(tensor, group, "joined", "added_part")  # type: ignore[return-value]
+    return _border(tensor, group, "joined", "added_part")
 
 
 def leave_to_sequence(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """Each process's summand -> its part of the sequence of the sum."""
-    return _Border.apply(tensor, group, "added_part", "joined")  # type: ignore[return-value]
+    return _border(tensor, group, "added_part", "joined")
 
 
 def cut_sequence(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """Whole -> this process's part of the sequence."""
-    return _Border.apply(tensor, group, "part_of", "joined")  # type: ignore[return-value]
+    return _border(tensor, group, "part_of", "joined")
 
 
 def join_sequence(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """A part of the sequence -> all of it, used in the same way by every process."""
-    return _Border.apply(tensor, group, "joined", "part_of")  # type: ignore[return-value]
+    return _border(tensor, group, "joined", "part_of")
