@@ -129,3 +129,26 @@ def test_hooks_of_an_answering_mlp_see_what_is_before_the_gelu(place, kind):
     is_after_the_gelu = (place, kind) == ("intermediate_act_fn", "register_forward_hook")
     wanted = input if is_before_the_product else result if is_after_the_gelu else projected
     torch.testing.assert_close(seen, [wanted], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["dense", "intermediate_act_fn"])
+def test_what_is_put_in_the_place_of_a_forward_is_called(place):
+    mlp, (input, _, _) = intermediate(), arguments()
+    module = getattr(mlp, place)
+    forward = module.forward
+    with torch.no_grad():
+        wanted = mlp.intermediate_act_fn(mlp.dense(input) * 0.5) if place == "dense" else mlp(input) * 0.5
+        module.forward = lambda given: forward(given) * 0.5
+        torch.testing.assert_close(mlp(input), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_hooks_of_all_modules_see_each_call():
+    mlp, (input, _, _) = intermediate(), arguments()
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.no_grad():
+            mlp(input)
+    finally:
+        handle.remove()
+    assert seen == [mlp.dense, mlp.intermediate_act_fn, mlp]

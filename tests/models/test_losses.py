@@ -39,6 +39,15 @@ def test_another_ignored_label_and_shapes_that_do_not_fit():
         summed_cross_entropy(logits, labels[:, :2])
 
 
+@pytest.mark.parametrize("wrong", [-1, -101, 5])
+@pytest.mark.parametrize("ignored", [-100, 7])
+def test_a_label_that_is_no_class_is_refused(wrong, ignored):
+    labels = torch.tensor([0, 4, ignored, wrong])
+    with pytest.raises(IndexError, match=rf"the label {wrong} is none of 5 classes, \[0, 5\), and not {ignored}"):
+        summed_cross_entropy(torch.randn(4, 5), labels, ignored)
+    assert summed_cross_entropy(torch.zeros(4, 5), labels.masked_fill(labels == wrong, 1), ignored) > 0
+
+
 def test_mean_of_nothing_is_nothing():
     assert mean_of_sum(torch.tensor(0.0), 0) == 0
     assert mean_of_sum(torch.tensor(6.0), torch.tensor(2)) == 3

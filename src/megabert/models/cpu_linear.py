@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as all_modules
 
 from megabert.models.dropout import serves
 from megabert.models.remade import kept_for
@@ -101,20 +102,29 @@ def _takes(input: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` (so code that looks for it finds it) through `linear`."""
+    """`nn.Linear` (`isinstance` says so) through `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         return linear(input, self.weight, self.bias)
 
 
+def is_untouched(module: nn.Module) -> bool:
+    """Whether a call of `module` is what its class does: nobody hooked anything to it, or to all modules."""
+    hooks = (
+        module._forward_hooks, module._forward_pre_hooks,
+        all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks,
+    )  # fmt: skip
+    return not any(hooks) and "forward" not in vars(module)
+
+
 def gelu_of(module: nn.Module, input: Tensor) -> Tensor | None:
     """The exact GELU of what `module` makes of `input` [..., in_features], in one pass over the result.
 
-    None where that must be done in two: while something is learnt, and where the module is no `Linear`, has no bias or
-    has hooks, which are to see what is before the GELU.
+    None where that must be done in two: while something is learnt, and where the module is no `Linear` as it was made
+    (`is_untouched`) or has no bias.
     """
-    if torch.is_grad_enabled() or type(module) is not Linear or module._forward_hooks or module._forward_pre_hooks:
+    if torch.is_grad_enabled() or type(module) is not Linear or not is_untouched(module):
         return None
     if module.bias is None or not _takes(input, module.weight, module.bias):
         return None

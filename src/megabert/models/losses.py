@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from megabert.models.dropout import serves
+
 IGNORED = -100
 ROWS_AT_ONCE = 16
 
@@ -26,10 +28,10 @@ class SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
-        kept = labels != IGNORED
+        kept, chosen = labels != IGNORED, _chosen(labels)
         for part in _parts(logits):
             logarithms = torch.log_softmax(logits[part], dim=-1, dtype=torch.float32)
-            picked = logarithms.gather(1, labels[part].clamp_min(0)[:, None]).squeeze(1)
+            picked = logarithms.gather(1, chosen[part, None]).squeeze(1)
             total -= torch.where(kept[part], picked, 0.0).sum()
         ctx.save_for_backward(logits, labels)
         return total
@@ -37,13 +39,18 @@ class SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         logits, labels = ctx.saved_tensors
-        scale = torch.where(labels != IGNORED, gradients[0].float(), 0.0)
+        scale, chosen = torch.where(labels != IGNORED, gradients[0].float(), 0.0), _chosen(labels)
         result = torch.empty_like(logits)
         for part in _parts(logits):
             rows = torch.softmax(logits[part], dim=-1, dtype=torch.float32)
-            rows.scatter_add_(1, labels[part].clamp_min(0)[:, None], -torch.ones_like(rows[:, :1]))
+            rows.scatter_add_(1, chosen[part, None], -torch.ones_like(rows[:, :1]))
             result[part] = rows.mul_(scale[part, None])
         return result, None
+
+
+def _chosen(labels: Tensor) -> Tensor:
+    """The classes; any where a label is ignored. A number that is no class stays, for the device to refuse."""
+    return labels.masked_fill(labels == IGNORED, 0)
 
 
 def _parts(logits: Tensor) -> Iterator[slice]:
@@ -61,13 +68,22 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED)
 
     Raises:
         ValueError: shapes that do not fit.
+        IndexError: another number, on a CPU; on a GPU, which is not waited for, the device's own assertion fails.
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"labels of shape {list(labels.shape)} do not fit logits of shape {list(logits.shape)}")
+    if serves(logits):
+        _check_classes(labels, logits.shape[-1], ignored)
     if ignored != IGNORED:
         labels = labels.masked_fill(labels == ignored, IGNORED)
     rows = logits.reshape(-1, logits.shape[-1])
     return SummedCrossEntropy.apply(rows, labels.reshape(-1).long())  # type: ignore[return-value]
+
+
+def _check_classes(labels: Tensor, classes: int, ignored: int) -> None:
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignored)]
+    if len(wrong):
+        raise IndexError(f"the label {int(wrong[0])} is none of {classes} classes, [0, {classes}), and not {ignored}")
 
 
 def counted(labels: Tensor, ignored: int = IGNORED) -> Tensor:

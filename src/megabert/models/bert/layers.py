@@ -19,7 +19,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from megabert.models.attention import attend
 from megabert.models.bert.config import check_heads, settings
-from megabert.models.cpu_linear import Linear, gelu_of
+from megabert.models.cpu_linear import Linear, gelu_of, is_untouched
 from megabert.models.dropout import Dropout, drop_and_add
 from megabert.models.remade import remade
 
@@ -235,10 +235,9 @@ class MegatronBertIntermediate(nn.Module):
         return remade(act(projected), hidden_states.shape[-1], act, projected)
 
     def has_gelu(self) -> bool:
-        """Whether the activation is the exact GELU, with nothing hooked to it."""
+        """Whether the activation is the exact GELU, as it was made."""
         act = self.intermediate_act_fn
-        hooked = act._forward_hooks or act._forward_pre_hooks
-        return isinstance(act, GELUActivation) and act.act is nn.functional.gelu and not hooked
+        return isinstance(act, GELUActivation) and act.act is nn.functional.gelu and is_untouched(act)
 
 
 class MegatronBertOutput(nn.Module):
