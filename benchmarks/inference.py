@@ -15,7 +15,6 @@ words.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -223,13 +222,13 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def measured(options: BenchmarkOptions) -> dict[str, Any]:
-    """The result of a run, or of one from before (`--table`).
+    """The result of a run.
 
     Raises:
         ValueError: a case that is not there.
     """
     check_names("--cases", options.cases, CASES)
-    return run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
+    return run(options)
 
 
 if __name__ == "__main__":

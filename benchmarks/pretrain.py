@@ -17,7 +17,6 @@ memory is that of tensors, and clocks are read when the device has finished.
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -422,19 +421,18 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def measured(options: BenchmarkOptions) -> dict[str, Any]:
-    """The result of a run, or of one from before (`--table`).
+    """The result of a run.
 
     Raises:
         ValueError: a case that is not there, or a device that is not, or cannot do what it is asked for.
     """
     check_names("--cases", options.cases, CASES)
-    if options.table is None:
-        device = torch.device(options.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device: cuda, but PyTorch finds no GPU here")
-        check_cuda_graphs(options, device, processes=1, packed=True, recomputed=False)
-        check_fp8(options, device, bf16=True, processes=1, sizes={})
-    return run(options) if options.table is None else json.loads(options.table.read_text(encoding="utf-8"))
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: cuda, but PyTorch finds no GPU here")
+    check_cuda_graphs(options, device, processes=1, packed=True, recomputed=False)
+    check_fp8(options, device, bf16=True, processes=1, sizes={})
+    return run(options)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -44,19 +46,40 @@ def program(
         shown: that for people.
 
     Returns:
-        The exit status: 2 where the flags or the machine do not let it run.
+        The exit status: 2 where the flags or the machine do not let it run, 130 where it was interrupted.
     """
     try:
         chosen = parse(options, sys.argv[1:], program=f"benchmarks/{name}.py", description=description or "")
+        earlier = getattr(chosen, "table", None)
+        if earlier is not None:
+            print(_table_of(earlier, shown))
+            return 0
+        if chosen.output is not None and not chosen.output.absolute().parent.is_dir():
+            raise ValueError(f"--output {chosen.output}: there is no folder {chosen.output.parent}")
         result = run(chosen)
+        print(shown(result))
         if chosen.output is not None:
             with runtime.atomic_write(chosen.output) as file:
                 file.write(json.dumps(result, indent=2) + "\n")
     except (ValueError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    print(shown(result))
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; nothing is written", file=sys.stderr)
+        return 130
     return 0
+
+
+def _table_of(file: Path, shown: Callable[[Any], str]) -> str:
+    """The text of the result that an earlier run wrote.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    try:
+        return shown(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"--table {file}: is not what --output of this benchmark writes") from error
 
 
 def check_names(flag: str, given: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
@@ -82,6 +105,9 @@ def peak_mib() -> float:
 
 
 def _serve(connection: Connection, threads: int, prepare: Callable[..., Callable[[], Any]], arguments: Any) -> None:
+    # Ctrl-C is the main process's, which ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     torch.set_num_threads(threads)
     try:
         turn = prepare(*arguments)
@@ -89,7 +115,7 @@ def _serve(connection: Connection, threads: int, prepare: Callable[..., Callable
             begin = time.perf_counter()
             answer = turn()
             connection.send((time.perf_counter() - begin, answer, peak_mib()))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError):
         return
     except Exception as error:
         connection.send(error)
@@ -107,7 +133,9 @@ class Side:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, threads, prepare, arguments), daemon=True)
-        self._process.start()
+        resource_tracker.ensure_running()  # where it starts with the process, it lets signals through again
+        with runtime.signals_wait():
+            self._process.start()
         theirs.close()
         self.peak_mib = 0.0
 
@@ -128,9 +156,9 @@ class Side:
         return seconds, said
 
     def end(self) -> None:
-        """End the process."""
+        """End the process, wherever it is."""
         self._connection.close()
-        self._process.join(10)
+        self._process.join(1)
         if self._process.is_alive():
             self._process.kill()
 

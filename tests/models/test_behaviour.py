@@ -521,3 +521,14 @@ def test_kernels_that_cannot_train_here_are_named():
             check_kernel(kernel, cpu, 0.0)
     with pytest.raises(ValueError, match="--attention-dropout 0"):
         check_kernel("flex", gpu, 0.1)
+
+
+def test_embedding_tables_are_asked_as_modules(ids):
+    # Whoever keeps weights elsewhere (accelerate) or changes them (PEFT) does it around a module's call.
+    model = make("MegatronBertModel")
+    asked = []
+    for name, table in model.embeddings.named_children():
+        table.register_forward_hook(lambda *_, name=name: asked.append(name))
+    plain = model(ids).last_hidden_state
+    assert set(asked) == {"word_embeddings", "token_type_embeddings", "position_embeddings", "dropout"}
+    assert_near(plain, model(ids, token_type_ids=torch.zeros_like(ids)).last_hidden_state)

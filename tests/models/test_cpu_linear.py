@@ -6,6 +6,8 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.activations import GELUActivation
 
 from megabert.models import cpu_linear
 from megabert.models.bert.layers import MegatronBertIntermediate
@@ -152,3 +154,23 @@ def test_hooks_of_all_modules_see_each_call():
     finally:
         handle.remove()
     assert seen == [mlp.dense, mlp.intermediate_act_fn, mlp]
+
+
+def test_its_operations_are_counted():
+    mlp, (input, _, _) = intermediate(), arguments()
+    for learning in (False, True):
+        with torch.set_grad_enabled(learning), FlopCounterMode(display=False) as counter:
+            mlp(input)
+        assert counter.get_total_flops() == 2 * 16 * 24 * 40
+
+
+def test_another_kind_of_gelu_is_called():
+    class Half(GELUActivation):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 0.5
+
+    mlp, (input, _, _) = intermediate(), arguments()
+    with torch.no_grad():
+        wanted = mlp(input) * 0.5
+        mlp.intermediate_act_fn = Half()
+        torch.testing.assert_close(mlp(input), wanted, rtol=1e-5, atol=1e-6)

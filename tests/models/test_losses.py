@@ -20,6 +20,21 @@ def test_sum_and_gradient_are_those_of_torch(rows):
     torch.testing.assert_close(gradient, wanted)
 
 
+def test_the_gradient_has_a_gradient():
+    logits = torch.randn(70, 9, requires_grad=True)
+    labels = torch.randint(0, 9, (70,))
+    labels[::4] = -100
+    found = []
+    for total in (
+        summed_cross_entropy(logits, labels),
+        torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
+    ):
+        (slope,) = torch.autograd.grad(total * 0.3, logits, create_graph=True)
+        found.append((slope, *torch.autograd.grad(slope.pow(3).sum(), logits)))
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other)
+
+
 def test_half_logits_are_summed_in_float32():
     logits = torch.randn(300, 50).to(torch.bfloat16)
     labels = torch.randint(0, 50, (300,))

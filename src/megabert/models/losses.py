@@ -40,6 +40,10 @@ class SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         logits, labels = ctx.saved_tensors
         scale, chosen = torch.where(labels != IGNORED, gradients[0].float(), 0.0), _chosen(labels)
+        if torch.is_grad_enabled():  # this gradient is to be differentiated
+            rows = torch.softmax(logits, dim=-1, dtype=torch.float32)
+            rows = rows - nn.functional.one_hot(chosen, logits.shape[1])
+            return (rows * scale[:, None]).to(logits.dtype), None
         result = torch.empty_like(logits)
         for part in _parts(logits):
             rows = torch.softmax(logits[part], dim=-1, dtype=torch.float32)

@@ -90,10 +90,8 @@ class MegatronBertEmbeddings(nn.Module):
                 )
             position_ids = self.position_ids[:, past_key_values_length:end]
         if token_type_ids is None:
-            segments = self.token_type_embeddings.weight[0]
-        else:
-            segments = self.token_type_embeddings(token_type_ids)
-        embedded = words + segments + self.position_embeddings(position_ids)
+            token_type_ids = torch.zeros(1, dtype=torch.long, device=words.device)
+        embedded = words + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
         return self.dropout(embedded if dtype is None else embedded.to(dtype))
 
 
@@ -237,7 +235,7 @@ class MegatronBertIntermediate(nn.Module):
     def has_gelu(self) -> bool:
         """Whether the activation is the exact GELU, as it was made."""
         act = self.intermediate_act_fn
-        return isinstance(act, GELUActivation) and act.act is nn.functional.gelu and is_untouched(act)
+        return type(act) is GELUActivation and act.act is nn.functional.gelu and is_untouched(act)
 
 
 class MegatronBertOutput(nn.Module):
