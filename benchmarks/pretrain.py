@@ -424,7 +424,7 @@ def measured(options: BenchmarkOptions) -> dict[str, Any]:
     """The result of a run.
 
     Raises:
-        ValueError: a case that is not there, or a device that is not, or cannot do what it is asked for.
+        ValueError: a case or a file that is not there, or a device that is not, or cannot do what it is asked for.
     """
     check_names("--cases", options.cases, CASES)
     device = torch.device(options.device)
@@ -432,6 +432,9 @@ def measured(options: BenchmarkOptions) -> dict[str, Any]:
         raise ValueError("--device: cuda, but PyTorch finds no GPU here")
     check_cuda_graphs(options, device, processes=1, packed=True, recomputed=False)
     check_fp8(options, device, bf16=True, processes=1, sizes={})
+    for name in options.documents:
+        if name != "builtin" and not (Path(name).exists() or Path(f"{name}.idx").is_file()):
+            raise ValueError(f"--documents: there is no {name}")
     return run(options)
 
 

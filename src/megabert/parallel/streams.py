@@ -34,11 +34,22 @@ def own_stream(rank: int, device: torch.device) -> Iterator[None]:
 
     The number comes from the CPU's generator on every device, so nothing waits for a GPU.
     """
-    seed = mixed(int(torch.randint(2**62, ())), rank)
-    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
-    state = generator.get_state()
-    generator.manual_seed(seed)
+    state = _leave_common(rank, device)
     try:
         yield
     finally:
-        generator.set_state(state)
+        _generator(device).set_state(state)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+
+
+@torch.compiler.disable  # a number on the host ends what is captured, of which it would warn at each layer
+def _leave_common(rank: int, device: torch.device) -> torch.Tensor:
+    """Begin the rank's own stream; returns the state of the common one."""
+    seed = mixed(int(torch.randint(2**62, ())), rank)
+    generator = _generator(device)
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    return state
