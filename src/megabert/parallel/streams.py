@@ -45,7 +45,7 @@ def _generator(device: torch.device) -> torch.Generator:
     return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
 
 
-@torch.compiler.disable  # a number on the host ends what is captured, of which it would warn at each layer
+@torch.compiler.disable()  # a number on the host ends what is captured, of which it would warn at each layer
 def _leave_common(rank: int, device: torch.device) -> torch.Tensor:
     """Begin the rank's own stream; returns the state of the common one."""
     seed = mixed(int(torch.randint(2**62, ())), rank)
