@@ -215,18 +215,18 @@ def started(
     watch = _watch(launch, store, hosts, timeout, program)
     if launch.rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    try:
-        with watch.patient():
+    with watch.patient():  # a launcher's SIGTERM must not end this process before it has said why
+        try:
             yield World(launch, hosts, watch, store, timeout, backend)
-    except (ValueError, OSError) as error:
-        _leave(watch, one_line(error), 2, cause=not _is_network(error))
-    except KeyboardInterrupt:
-        _leave(watch, "interrupted", 130, cause=True)
-    except RuntimeError as error:
-        # Most often a collective whose other side is gone: the watch knows of whom, and speaks of that.
-        if os.environ.get("MEGABERT_TRACEBACK"):
-            raise
-        _leave(watch, one_line(error), 1, cause=False)
+        except (ValueError, OSError) as error:
+            _leave(watch, one_line(error), 2, cause=not _is_network(error))
+        except KeyboardInterrupt:
+            _leave(watch, "interrupted", 130, cause=True)
+        except RuntimeError as error:
+            # Most often a collective whose other side is gone: the watch knows of whom, and speaks of that.
+            if os.environ.get("MEGABERT_TRACEBACK"):
+                raise
+            _leave(watch, one_line(error), 1, cause=False)
     watch.close()
     dist.destroy_process_group()
 
