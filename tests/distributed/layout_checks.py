@@ -12,7 +12,7 @@ from megabert.models.auto import CLASSES
 from megabert.models.bert import plan
 from megabert.models.bert.recompute import Recomputation, set_recomputation
 from megabert.models.losses import right_guesses, summed_cross_entropy
-from megabert.parallel import saved, vocabulary, weights
+from megabert.parallel import regions, saved, vocabulary, weights
 from megabert.parallel.apply import apply
 from megabert.parallel.mesh import make_mesh
 from megabert.parallel.placement import chunk
@@ -318,3 +318,14 @@ def compiled(layout, changes):
         report = step(micro_batches(update, layout), 1e-3)
         assert report.losses == pytest.approx(expected.losses, rel=1e-4), layout
         assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4), layout
+
+
+def one_row_is_cut_in_captured_code(layout):
+    """A part of a single row lies inside it, and must not be taken for a tensor of its own."""
+    group = make_mesh(layout, "cpu").get_group("tensor")
+    row = torch.arange(24.0).view(1, 4, 6).requires_grad_()
+    captured = torch.compile(lambda tensor: regions.cut_sequence(tensor, group).square(), backend="aot_eager")
+    part = captured(row)
+    assert torch.equal(part, row.detach().chunk(2, 1)[group.rank()].square())
+    (gradient,) = torch.autograd.grad(part.sum(), row)
+    assert torch.equal(gradient, 2 * row.detach())

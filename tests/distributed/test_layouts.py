@@ -48,7 +48,8 @@ def test_recomputation():
 
 
 def test_compiled_layers():
-    succeed(in_world, 2, [("compiled", SEQUENCE, {}), ("compiled", FULL, {})], seconds=200)
+    checks = [("compiled", SEQUENCE, {}), ("compiled", FULL, {}), ("one_row_is_cut_in_captured_code", SEQUENCE)]
+    succeed(in_world, 2, checks, seconds=200)
 
 
 def test_products():

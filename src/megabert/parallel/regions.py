@@ -94,8 +94,9 @@ def _compiled_border(tensor: Tensor, group: str, there: str, back: str) -> Tenso
     torch 2.11 captures a message inside an `autograd.Function` without its gradient, and says nothing.
     """
     result = _WAYS[there](tensor, _group(group))
-    # An operator's result is its own, and lies as the one without numbers below.
-    return result.clone(memory_format=torch.contiguous_format) if result.data_ptr() == tensor.data_ptr() else result
+    # An operator's result is its own memory, and lies as the one without numbers below. A part of one row is inside it.
+    shared = result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+    return result.clone(memory_format=torch.contiguous_format) if shared else result
 
 
 @_compiled_border.register_fake
