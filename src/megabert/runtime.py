@@ -95,6 +95,40 @@ def signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+@contextmanager
+def signals_heard() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM act where the given function is called, and at the end of this context, and nowhere else.
+
+    What a handler raises is lost where it interrupts one of Python's own callbacks, as that of a weak reference; a loop
+    that makes threads would then wait on, as if nobody had asked it to end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    came: list[int] = []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        came.append(number)
+
+    def act() -> None:
+        while came:
+            number = came.pop(0)
+            signal.signal(number, before[number])
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.signal(number, remember)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield act
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def cache_folder() -> Path:
     """Where what has a name is kept: `MEGABERT_CACHE`, else `megabert` in the user's cache folder."""
     given = os.environ.get("MEGABERT_CACHE")

@@ -7,7 +7,7 @@ import pytest
 
 from megabert.training.launch import Launch, first_node, launched
 
-from .jobs import Job, run, succeed, world
+from .jobs import Job, free_port, run, succeed, world
 
 
 @pytest.mark.parametrize(
@@ -244,6 +244,29 @@ def test_who_finds_nobody_can_be_interrupted():
     time.sleep(1)
     job.kill(0, signal.SIGINT)
     assert "KeyboardInterrupt" in job.wait(20)[0].errors
+
+
+def test_an_interruption_is_not_lost_in_a_callback_of_python(monkeypatch):
+    """What a handler raises in a weak reference's callback goes nowhere, and threads have such callbacks."""
+    import weakref
+    from datetime import timedelta
+
+    from megabert.training import meeting
+
+    class Thing:
+        pass
+
+    def interrupted_in_a_callback(seconds):
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+        assert reference() is None
+
+    monkeypatch.setattr(meeting.time, "sleep", interrupted_in_a_callback)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        meeting.meet(Launch(1, 2, 0, "127.0.0.1", free_port(), "torchrun"), timedelta(seconds=5), print)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_name_that_nobody_knows_is_said_in_one_line(monkeypatch):

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from megabert.runtime import signals_heard
 from megabert.training.launch import Launch
 
 Result = TypeVar("Result")
@@ -42,10 +43,11 @@ def meet(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> tupl
     Raises:
         ValueError: rank 0 was not found, or ranks did not arrive in time; they are named.
     """
-    store = _enter(launch, timeout, say)
-    if launch.rank:
-        return _follow(launch, store, timeout)
-    return _lead(launch, store, timeout, say)
+    with signals_heard() as hear:
+        store = _enter(launch, timeout, say, hear)
+        if launch.rank:
+            return _follow(launch, store, timeout, hear)
+        return _lead(launch, store, timeout, say, hear)
 
 
 def one_line(error: BaseException) -> str:
@@ -55,8 +57,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:2000] or type(error).__name__
 
 
-def _in_the_background(work: Callable[[], Result], seconds: float) -> Result:
+def _in_the_background(work: Callable[[], Result], seconds: float, hear: Callable[[], None]) -> Result:
     """What `work` returns or raises. It waits in C or C++, where signals are not heard; this thread hears them.
+
+    Args:
+        hear: acts on the signals that came.
 
     Raises:
         TimeoutError: it was not done in time.
@@ -77,18 +82,19 @@ def _in_the_background(work: Callable[[], Result], seconds: float) -> Result:
         if time.monotonic() > end:
             raise TimeoutError("no answer")
         thread.join(0.1)
+        hear()
     if errors:
         raise errors[0]
     return results[0]
 
 
-def _enter(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> dist.Store:
+def _enter(launch: Launch, timeout: timedelta, say: Callable[[str], None], hear: Callable[[], None]) -> dist.Store:
     """The store: rank 0 opens it, or torchrun's agent, which gives each attempt one of its own."""
     # torch's own errors would bring a page of C++ with them: they must come later than ours.
     longer = timeout + timedelta(seconds=2 * ANSWER_SECONDS)
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if launch.rank or of_agent:
-        _reach(launch, timeout, say)
+        _reach(launch, timeout, say, hear)
 
     def open_store() -> dist.Store:
         if of_agent:
@@ -99,7 +105,7 @@ def _enter(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> di
         )
 
     try:
-        store = _in_the_background(open_store, min(ANSWER_SECONDS, timeout.total_seconds()))
+        store = _in_the_background(open_store, min(ANSWER_SECONDS, timeout.total_seconds()), hear)
     except TimeoutError:
         raise ValueError(
             f"rank {launch.rank} on {launch.host} found something at {launch.address}:{launch.port} that is no "
@@ -125,14 +131,14 @@ def _what_is_missing(launch: Launch, timeout: timedelta) -> str:
     )
 
 
-def _reach(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> None:
+def _reach(launch: Launch, timeout: timedelta, say: Callable[[str], None], hear: Callable[[], None]) -> None:
     """Wait until somebody listens where the store is to be."""
     begin = noticed = time.monotonic()
     unknown_since: float | None = None
     while True:
         left = begin + timeout.total_seconds() - time.monotonic()
         try:
-            _try_to_connect((launch.address, launch.port), max(0.1, min(TRY_SECONDS, left)))
+            _try_to_connect((launch.address, launch.port), max(0.1, min(TRY_SECONDS, left)), hear)
             return
         except socket.gaierror as error:
             unknown_since = unknown_since or time.monotonic()
@@ -151,15 +157,16 @@ def _reach(launch: Launch, timeout: timedelta, say: Callable[[str], None]) -> No
             say(f"rank 1 on {launch.host} waits for rank 0 at {launch.address}:{launch.port} ({reason})")
             noticed = time.monotonic()
         time.sleep(min(0.2, left))
+        hear()
 
 
-def _try_to_connect(place: tuple[str, int], seconds: float) -> None:
+def _try_to_connect(place: tuple[str, int], seconds: float, hear: Callable[[], None]) -> None:
     # A name server may take longer than the connection itself.
-    _in_the_background(lambda: socket.create_connection(place, seconds), seconds + UNKNOWN_SECONDS).close()
+    _in_the_background(lambda: socket.create_connection(place, seconds), seconds + UNKNOWN_SECONDS, hear).close()
 
 
 def _lead(
-    launch: Launch, store: dist.Store, timeout: timedelta, say: Callable[[str], None]
+    launch: Launch, store: dist.Store, timeout: timedelta, say: Callable[[str], None], hear: Callable[[], None]
 ) -> tuple[dist.Store, list[str]]:
     """Wait for all; name those that are late.
 
@@ -194,6 +201,7 @@ def _lead(
             say(f"waiting for rank {names} of {launch.size}")
             noticed = time.monotonic()
         time.sleep(0.01)
+        hear()
     return dist.PrefixStore(mine, store), [seen[rank][1] for rank in range(launch.size)]
 
 
@@ -203,7 +211,9 @@ def _arrive(launch: Launch, store: dist.Store) -> str:
     return mine
 
 
-def _follow(launch: Launch, store: dist.Store, timeout: timedelta) -> tuple[dist.Store, list[str]]:
+def _follow(
+    launch: Launch, store: dist.Store, timeout: timedelta, hear: Callable[[], None]
+) -> tuple[dist.Store, list[str]]:
     """Wait for rank 0's answer."""
     mine = _arrive(launch, store)
     end = time.monotonic() + timeout.total_seconds()
@@ -214,6 +224,7 @@ def _follow(launch: Launch, store: dist.Store, timeout: timedelta) -> tuple[dist
                 store.set(f"confirmed/{first}/{launch.rank}/{mine}", "1")
                 return dist.PrefixStore(first, store), [host for _, host in seen]
         time.sleep(0.01)
+        hear()
     raise ValueError(
         f"rank {launch.rank} on {launch.host} has waited {timeout.total_seconds():.0f} s for the others to arrive"
     )
