@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/megabert demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff check .

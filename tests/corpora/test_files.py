@@ -179,9 +179,8 @@ def test_chunks_may_be_resumed_anywhere(tmp_path_factory, texts, kind, chunk_byt
     else:
         path.write_text(json.dumps([{"text": text} for text in texts], indent=2 if kind == "tight-indented" else None))
     options = {"text_layout": "blank-lines", "loose_json": {"text": None, "loose": True}.get(kind, False)}
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(chunks, "_READ_BYTES", 7)  # boundaries fall everywhere
-    with monkey.context():
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(chunks, "_READ_BYTES", 7)  # boundaries fall everywhere
         cuts = list(files.raw_chunks(path, chunk_bytes, **options))
         read = [item for chunk in cuts for item in chunks.parse_chunk(chunk)]
         assert len(read) == len(texts) and all(isinstance(item, Document) for item in read)
@@ -190,7 +189,6 @@ def test_chunks_may_be_resumed_anywhere(tmp_path_factory, texts, kind, chunk_byt
             documents = [item for part in later for item in chunks.parse_chunk(part)]
             assert documents == [item for part in cuts[index + 1 :] for item in chunks.parse_chunk(part)]
             assert [part.first_line for part in later[:1]] == [part.first_line for part in cuts[index + 1 :][:1]]
-    monkey.undo()
     if kind != "text":
         assert [item.text for item in read] == [text.strip() for text in texts]
     assert pickle.loads(pickle.dumps(cuts)) == cuts
@@ -351,9 +349,8 @@ def test_csv_as_it_is_written_and_with_a_broken_row(tmp_path_factory, texts, bro
             if number == broken:
                 file.write('9,"a mark that nothing ends\n')
             writer.writerow([number, text])
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(chunks, "_READ_BYTES", 11)
-    with monkey.context():
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(chunks, "_READ_BYTES", 11)
         cuts = list(files.raw_chunks(path, chunk_bytes))
         read = [item for chunk in cuts for item in chunks.parse_chunk(chunk)]
         for index, chunk in enumerate(cuts):
@@ -407,9 +404,8 @@ def test_damage_reads_the_same_however_it_is_cut_and_resumed(tmp_path_factory, p
     path.write_text("".join(["[" if name == "a.json" else "id,text\n", *parts, "]"]))
     options = {"loose_json": False if name == "a.json" else None}
     whole = list(files.read_documents(path, **options))
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(chunks, "_READ_BYTES", 9)
-    with monkey.context():
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(chunks, "_READ_BYTES", 9)
         cuts = [(cut, chunks.parse_chunk(cut)) for cut in files.raw_chunks(path, chunk_bytes, **options)]
         for index, (cut, _) in enumerate(cuts):
             later = files.raw_chunks(path, chunk_bytes, cut.end_offset, **options)
