@@ -39,18 +39,18 @@ class Slow(PackedRows):
         return super().__getitem__(index)
 
 
-def train(folder, layout):
+def train(folder, layout, steps):
     with world(30) as found:
         together(
-            found, layout, folder, dropout=0.1, rows=Slow(), train_iters=STEPS, save_interval=2, eval_interval=10
+            found, layout, folder, dropout=0.1, rows=Slow(), train_iters=steps, save_interval=2, eval_interval=10
         ).fit()
 
 
-def disturb(folder: Path, kills: int, seed: int, layout: Layout) -> None:
+def disturb(folder: Path, kills: int, seed: int, layout: Layout, steps: int) -> None:
     """Kill the run so many times."""
     chance = random.Random(seed)
     for number in range(kills):
-        job = Job(train, 4, folder, layout)
+        job = Job(train, 4, folder, layout, steps)
         metrics_file = folder / "metrics.jsonl"
         before = metrics_file.stat().st_size if metrics_file.exists() else 0
         # Some die early, the others once there was a step more.
@@ -78,9 +78,9 @@ def disturb(folder: Path, kills: int, seed: int, layout: Layout) -> None:
         )
 
 
-def finish(folder: Path, layout: Layout) -> None:
+def finish(folder: Path, layout: Layout, steps: int) -> None:
     """Run to the end, undisturbed."""
-    ended = Job(train, 4, folder, layout).wait(180)
+    ended = Job(train, 4, folder, layout, steps).wait(180)
     assert all(one.status == 0 for one in ended), "\n".join(one.errors for one in ended)
 
 
@@ -93,13 +93,13 @@ def compare(whole: Path, parts: Path) -> None:
         assert torch.equal(tensor, second[name]), name
 
 
-def run(folder: Path, kills: int, seed: int, layout: Layout = LAYOUT) -> None:
+def run(folder: Path, kills: int, seed: int, layout: Layout = LAYOUT, steps: int = STEPS) -> None:
     """The whole experiment."""
-    finish(folder / "whole", layout)
-    disturb(folder / "parts", kills, seed, layout)
-    finish(folder / "parts", layout)
+    finish(folder / "whole", layout, steps)
+    disturb(folder / "parts", kills, seed, layout, steps)
+    finish(folder / "parts", layout, steps)
     compare(folder / "whole", folder / "parts")
-    assert find(folder / "parts").name == f"step-{STEPS:08d}"
+    assert find(folder / "parts").name == f"step-{steps:08d}"
 
 
 if __name__ == "__main__":

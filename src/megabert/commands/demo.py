@@ -81,8 +81,8 @@ def run(config: Config) -> None:
         "--batch-size", str(_ROWS), "--train-iters", str(steps), "--lr", "1.2e-3",
         "--adam-beta2", "0.98",
         "--warmup", "0.1", *(["--bf16"] if precision == "bf16" else []), "--log-interval", str(max(steps // 30, 1)),
-        "--eval-interval", str(-(-steps // 5)), "--eval-iters", "30", "--num-workers", "1", "--seed", str(config.seed),
-        "--save", str(folder),
+        "--eval-interval", str(-(-steps // 5)), "--eval-iters", str(min(30, steps)), "--num-workers", "1",
+        "--seed", str(config.seed), "--save", str(folder),
     ]  # fmt: skip
     print("$ megabert " + shlex.join(arguments), flush=True)
     if subprocess.run([sys.executable, "-m", "megabert", *arguments], check=False).returncode:
