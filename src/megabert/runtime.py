@@ -119,7 +119,7 @@ def signals_heard() -> Iterator[Callable[[], None]]:
             finally:
                 signal.signal(number, remember)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield act
     finally:
