@@ -142,9 +142,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, masters: Mapping[str, Te
     tensors = {}
     for name, master in masters.items():
         state = optimizer.state.get(master, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and state.get("step") != 0:
-                tensors[f"{key}/{name}"] = value
+        if not state or state.get("step") == 0:  # on a GPU the question waits for it
+            continue
+        tensors.update({f"{key}/{name}": value for key, value in state.items() if isinstance(value, Tensor)})
     return tensors
 
 

@@ -76,8 +76,10 @@ def test(trainer: Trainer, sets: DataSets, sources: dict[str, list[Source]], con
         print(f"test: none of the {min(limit, len(rows))} rows has a masked token", flush=True)
         return
     print(
-        f"test: lm loss {record['test_lm_loss']:.4f}, perplexity {record['test_perplexity']:.2f}, masked tokens right: "
-        f"{record['test_lm_accuracy']:.1%} (by guessing the commonest one: {record['test_lm_unigram_accuracy']:.1%})",
+        f"{'test' if sets.test is not None else 'validation, for want of test data'}: "
+        f"lm loss {record['test_lm_loss']:.4f}, perplexity {record['test_perplexity']:.2f}, "
+        f"masked tokens right: {record['test_lm_accuracy']:.1%} "
+        f"(by guessing the commonest one: {record['test_lm_unigram_accuracy']:.1%})",
         flush=True,
     )
 
