@@ -1,3 +1,4 @@
+import contextlib
 import threading
 
 import pytest
@@ -48,6 +49,41 @@ def test_an_update_before_the_copy_is_done_waits(monkeypatch):
     optimizer.step()
     saver.finish()
     assert found[0].tolist() == [1.0] * 4 and saver.waited >= 0.1
+
+
+def test_a_thread_copies_on_the_gpu_of_its_process(monkeypatch):
+    """With doubles of CUDA's: a new thread's own GPU is the first one."""
+    done = []
+
+    class Event:
+        def record(self):
+            done.append("recorded")
+
+    class Stream:
+        def __init__(self, device=0):
+            self.device = device
+
+        def wait_event(self, event):
+            done.append(("waits", self.device, type(event)))
+
+        def synchronize(self):
+            done.append(("copied", self.device))
+
+    @contextlib.contextmanager
+    def stream(one):
+        done.append(("copies", one.device))
+        yield
+
+    for name, double in {
+        "is_available": lambda: True, "is_initialized": lambda: True, "current_device": lambda: 3,
+        "Event": Event, "Stream": Stream, "stream": stream,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, double)
+    weight, optimizer = made()
+    saver = Saver(optimizer, background=True)
+    saver.start(moment(weight), lambda _: done.append("written"))
+    saver.finish()
+    assert done == ["recorded", ("copies", 3), ("waits", 3, Event), ("copied", 3), "written"]
 
 
 def test_a_failure_is_told_at_the_next_occasion_and_once():

@@ -18,6 +18,15 @@ from torch import Tensor
 from megabert.training.snapshot import Snapshot
 
 
+class _Ready:
+    """The place in the work of this thread's GPU from which on a moment can be copied."""
+
+    def __init__(self) -> None:
+        self.device = torch.cuda.current_device()
+        self.event = torch.cuda.Event()
+        self.event.record()
+
+
 class Saver:
     """At most one save at a time.
 
@@ -52,16 +61,15 @@ class Saver:
             return
         self.waited += time.perf_counter() - begin
         self._copied.clear()
-        ready = None
+        ready: _Ready | None = None
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            ready = torch.cuda.Event()
-            ready.record()
+            ready = _Ready()
         self._thread = threading.Thread(
             target=self._work, args=(moment, write, ready), name="megabert-saver", daemon=True
         )
         self._thread.start()
 
-    def _work(self, moment: Snapshot, write: Callable[[Snapshot], object], ready: torch.cuda.Event | None) -> None:
+    def _work(self, moment: Snapshot, write: Callable[[Snapshot], object], ready: _Ready | None) -> None:
         try:
             try:
                 copy = self._copy(moment, ready)
@@ -72,13 +80,14 @@ class Saver:
             self._error = error
 
     @torch.no_grad()
-    def _copy(self, moment: Snapshot, ready: torch.cuda.Event | None) -> Snapshot:
+    def _copy(self, moment: Snapshot, ready: _Ready | None) -> Snapshot:
         if ready is None:
             copies = {part: self._stage(part, getattr(moment, part)) for part in self._copies}
         else:
-            stream = torch.cuda.Stream()
+            # A new thread begins on GPU 0, whichever its process has: copies there would be waited for elsewhere.
+            stream = torch.cuda.Stream(ready.device)
             with torch.cuda.stream(stream):
-                stream.wait_event(ready)
+                stream.wait_event(ready.event)
                 copies = {part: self._stage(part, getattr(moment, part)) for part in self._copies}
             stream.synchronize()
         return dataclasses.replace(moment, **copies)
