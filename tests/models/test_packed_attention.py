@@ -116,13 +116,19 @@ def test_pytorch_takes_the_arguments_and_nothing_waits_for_the_device(served, mo
 def test_borders_are_where_samples_begin():
     rows = packed_rows(SAMPLES, None, dtype=torch.float32)
     assert isinstance(rows, PackedRows)
-    # 4 + 1 + 3 samples, padding counted; room for 4 in each of the 3 rows.
-    assert rows.borders.tolist() == [0, 4, 7, 11, 12, 24, 26, 34, *[36] * 5]
+    found = [0, 4, 7, 11, 12, 24, 26, 34, 36]  # 4 + 1 + 3 samples, padding counted
+    assert rows.borders.tolist() == found
     assert rows.borders.dtype == torch.int32
+    with masks.numbers_unasked():
+        # Room for 3 and padding in each of the 3 rows: the shape must not depend on the numbers.
+        assert packed_rows(SAMPLES, 3, dtype=torch.float32).borders.tolist() == [*found, *[36] * 4]
 
 
 def test_full_rows_of_one_sample_need_nothing():
-    assert packed_rows(torch.ones(2, 6, dtype=torch.long), 1, dtype=torch.float32) is None
+    ones = torch.ones(2, 6, dtype=torch.long)
+    assert packed_rows(ones, 1, dtype=torch.float32) is None
+    with masks.numbers_unasked():
+        assert packed_rows(ones, 1, dtype=torch.float32).borders.tolist() == [0, 6, 12, 12, 12]
 
 
 def test_a_sample_in_pieces_has_a_mask():

@@ -58,6 +58,40 @@ def test_a_captured_step_is_the_step(recorders, precision, size):
         torch.testing.assert_close(captured.weights.masters[name], master)
 
 
+def test_two_weights_never_have_one_gradient():
+    """Sums give both sides the same tensor; an optimizer that divides it in place would divide it twice."""
+
+    class Sum(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+
+        def forward(self, inputs):
+            return (self.one + self.other) * inputs
+
+    class AsItIs(Again):
+        def record(self, work):
+            return work(), lambda: None
+
+    model = Sum()
+    GraphedForward(model, model, torch.device("cpu"), recorder=AsItIs())(inputs=torch.ones(3)).sum().backward()
+    assert model.one.grad.data_ptr() != model.other.grad.data_ptr()
+
+
+def test_what_comes_before_a_capture_asks_for_no_number_either():
+    from megabert.models.masks import _can_ask
+
+    model, asked = torch.nn.Linear(2, 2), []
+
+    def forward(inputs):
+        asked.append(_can_ask(inputs))
+        return model(inputs)
+
+    graphed = GraphedForward(model, forward, torch.device("cpu"), recorder=Again())
+    graphed._capture({"inputs": torch.ones(1, 2)})
+    assert asked == [False, False] and _can_ask(torch.ones(1))
+
+
 def test_a_batch_of_another_shape_is_refused(recorders):
     step = make_step(toy(), ToyObjective(), options(), cuda_graphs=True)
     step(cut(ToyRows(16), 8), 0.01)

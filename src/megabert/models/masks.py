@@ -8,7 +8,9 @@ packed rows take the borders of samples instead (`PackedRows`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -86,9 +88,29 @@ def same_sample(sample_ids: Tensor) -> Tensor:
     return (sample_ids[:, :, None] == sample_ids[:, None, :])[:, None]
 
 
+_unasked: ContextVar[bool] = ContextVar("numbers are not asked for", default=False)
+
+
+@contextmanager
+def numbers_unasked() -> Iterator[None]:
+    """In this context masks are made without asking the device for a number, as they are while a graph is captured.
+
+    What comes before a capture must run the same kernels as the capture itself.
+    """
+    token = _unasked.set(True)
+    try:
+        yield
+    finally:
+        _unasked.reset(token)
+
+
+def _can_ask(tensor: Tensor) -> bool:
+    return not is_tracing(tensor) and not _unasked.get()
+
+
 def _all_true(allowed: Tensor) -> bool:
     """Whether nothing is forbidden, where that can be asked (not while a graph is captured)."""
-    return not is_tracing(allowed) and not allowed.is_meta and bool(allowed.all())
+    return _can_ask(allowed) and not allowed.is_meta and bool(allowed.all())
 
 
 def own_mask(
@@ -189,23 +211,27 @@ def packed_rows(sample_ids: Tensor, samples: int | None, *, dtype: torch.dtype) 
     ordered = sample_ids.sort(dim=1).values
     runs, different = first.sum(dim=1), (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1) + 1
     together = (runs == different).all()
-    if not is_tracing(sample_ids):
-        whole, most = torch.stack([together.long(), runs.max()]).tolist()
-        if most == 1:
+    if _can_ask(sample_ids):
+        whole, count = torch.stack([together.long(), runs.sum()]).tolist()
+        if count == len(sample_ids):
             return None
     else:
         whole, most = samples is not None, (samples or 0) + 1
+        count = len(sample_ids) * most
         if whole:
             fits = together & (runs <= most).all()
             torch._assert_async(fits, "sample_ids: more samples than sample_starts, or one in pieces")
     if not whole:
         return additive(same_sample(sample_ids), dtype)
-    return PackedRows(sample_ids, _borders(first, most), dtype)
+    return PackedRows(sample_ids, _borders(first, count), dtype)
 
 
-def _borders(first: Tensor, most: int) -> Tensor:
-    """int32 [rows * most + 1]: the places in `first` [rows, seq], laid end to end, where it holds, then its size."""
-    count, size = first.shape[0] * most, first.numel()
+def _borders(first: Tensor, count: int) -> Tensor:
+    """int32 [count + 1]: the places in `first` [rows, seq], laid end to end, where it holds, then its size.
+
+    Kernels have work and memory for each of `count`, so it is no more than is known.
+    """
+    size = first.numel()
     flat = first.flatten()
     number = flat.cumsum(0) - 1
     borders = torch.full((count + 2,), size, dtype=torch.int32, device=first.device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
+from megabert.models.masks import numbers_unasked
 from megabert.training.options import AcceleratorOptions
 
 WARM_UP = 3
@@ -178,7 +179,7 @@ class GraphedForward:
 
     def _capture(self, inputs: dict[str, Tensor]) -> None:
         self.inputs = {name: value.detach().clone() for name, value in inputs.items()}
-        with _same_random_state(self.device):
+        with _same_random_state(self.device), numbers_unasked():
             self.recorder.prepared(self._both)
             self._live = []
             self.outputs, self.replay_forward = self.recorder.record(self._run_forward)
@@ -197,4 +198,12 @@ class GraphedForward:
     def _run_backward(self) -> Gradients:
         found = torch.autograd.grad(self._live, self.parameters, self.upper, allow_unused=True)
         self._live = []
-        return list(found)
+        seen: set[int] = set()
+        gradients: Gradients = []
+        for gradient in found:
+            # One tensor may be the gradient of two weights, and what is done to one of them must not be to the other.
+            place = None if gradient is None else gradient.untyped_storage().data_ptr()
+            gradients.append(gradient.clone() if gradient is not None and place in seen else gradient)
+            if place is not None:
+                seen.add(place)
+        return gradients

@@ -78,16 +78,19 @@ class SharedCheckpoints(Checkpoints):
         return final
 
     def _named(self, snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Everything by its name in the checkpoint: as parts of whole tensors, and as this process's numbers."""
+        """Everything by its name in the checkpoint: as parts of whole tensors, and as this process's numbers.
+
+        The parts have no numbers: those of a background save lie on the host, and would be brought back to the GPU.
+        """
         tensors, copies = {}, {}
         for name, tensor in snapshot.weights.items():
             key = f"model/{self._stored_name(name)}"
-            tensors[key], copies[key] = self.sharing.whole(name, tensor), tensor
+            tensors[key], copies[key] = self.sharing.whole(name, tensor.to("meta")), tensor
         for entry, tensor in snapshot.optimizer.items():
             kind, _, name = entry.partition("/")
             key = f"optimizer/{kind}/{self._stored_name(name)}"
             like = tensor.shape == snapshot.weights[name].shape
-            tensors[key], copies[key] = self.sharing.whole(name, tensor) if like else tensor, tensor
+            tensors[key], copies[key] = self.sharing.whole(name, tensor.to("meta")) if like else tensor, tensor
         for name, tensor in snapshot.random.items():
             key = f"random/{self.world.rank:05d}/{name}"
             tensors[key] = copies[key] = tensor
@@ -125,7 +128,10 @@ class SharedCheckpoints(Checkpoints):
 
     def _check_names(self, path: Path, pieces: sharded.Pieces, weights: Mapping[str, Tensor]) -> None:
         """Refuse the weights of another model, by the names and shapes of all processes together."""
-        mine = {self._stored_name(name): list(self.sharing.whole(name, part).shape) for name, part in weights.items()}
+        mine = {
+            self._stored_name(name): list(self.sharing.whole(name, part.to("meta")).shape)
+            for name, part in weights.items()
+        }
         expected: dict[str, Tensor] = {}
         for text in self.world.gather(json.dumps(mine)):
             expected |= {name: torch.empty(shape, device="meta") for name, shape in json.loads(text).items()}
